@@ -1,0 +1,1 @@
+//! A simulated libnvidia-ml.so.1: the real C ABI, and a node is a directory.

@@ -1,0 +1,1 @@
+//! The tessera command: submit, watch, explain, and settle the bill.

@@ -1,0 +1,20 @@
+//! The wire: `tessera/v1/*.proto`, the code made from it, and the conversions at the door.
+//!
+//! Generated types stay on the edge: a request becomes one of `model`'s types, or is refused, on
+//! its first lines. How a connection is made secure stands in [`dial`].
+
+/// Generated code.
+#[allow(clippy::all, missing_docs)]
+pub mod v1 {
+    tonic::include_proto!("tessera.v1");
+}
+
+/// All `.proto` files as one descriptor set, for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tessera.bin"));
+
+pub mod dial;
+pub mod jobs; // jobs, leases, explanations
+pub mod nodes; // inventories, conditions, records
+pub mod status; // refusals as gRPC statuses, and back
+pub mod telemetry; // samples as columns
+pub mod usage; // lines and prices // a TLS channel to the scheduler

@@ -1,0 +1,1 @@
+//! A whole cluster on loopback, from real binaries, for one test.
