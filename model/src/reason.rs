@@ -27,7 +27,11 @@ pub enum WaitReason {
         nearest: Option<String>,
     },
     /// It would fit now, but would delay the job that holds the reservation.
-    HeldForReservation { job: JobId, at: UnixMillis },
+    HeldForReservation {
+        job: JobId,
+        /// `None`: the jobs in its way have no time limit, so its start has no date.
+        at: Option<UnixMillis>,
+    },
     /// Its last attempt failed to start; it waits before the next.
     BackingOff { until: UnixMillis },
     /// So many jobs stand before it that this round did not reach it.
@@ -57,8 +61,11 @@ impl fmt::Display for WaitReason {
                     (n, None) => write!(f, ", {n} free"),
                 }
             }
-            Self::HeldForReservation { job, at } => {
+            Self::HeldForReservation { job, at: Some(at) } => {
                 write!(f, "would delay job {job}, which is promised a start at {at}")
+            }
+            Self::HeldForReservation { job, at: None } => {
+                write!(f, "would delay job {job}, which has waited long and is next")
             }
             Self::BackingOff { until } => write!(f, "its last start failed, next try at {until}"),
             Self::NotReached { ahead } => write!(f, "{ahead} jobs stand before it"),

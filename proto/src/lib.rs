@@ -12,9 +12,17 @@ pub mod v1 {
 /// All `.proto` files as one descriptor set, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tessera.bin"));
 
+mod door; // checks every door shares
+
+/// A TLS channel to the scheduler.
 pub mod dial;
-pub mod jobs; // jobs, leases, explanations
-pub mod nodes; // inventories, conditions, records
-pub mod status; // refusals as gRPC statuses, and back
-pub mod telemetry; // samples as columns
-pub mod usage; // lines and prices // a TLS channel to the scheduler
+/// Jobs, explanations, and how tasks end.
+pub mod jobs;
+/// Inventories, conditions, records, topology.
+pub mod nodes;
+/// Refusals as gRPC statuses, and back.
+pub mod status;
+/// Samples as columns, and as readings.
+pub mod telemetry;
+/// Lines and prices.
+pub mod usage;

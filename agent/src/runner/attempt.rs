@@ -1,0 +1,437 @@
+//! One attempt: its orders, one after the other, and what happens to it meanwhile.
+//!
+//! In: commands, and the ends of its tasks. Out: decisions on disk, then changes in the book and
+//! events. Whatever takes long (shims coming up, tasks ending, GPUs going idle, a grace running
+//! out) runs beside this task, which therefore always hears the next order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use tessera_model::{AttemptId, Epoch};
+use tessera_shim::{ShimChild, TaskDir, TaskExit, TaskLease};
+
+use super::adopt::{LeftBehind, rank_dir};
+use super::book::{Phase, RunnerEvent, Status};
+use super::env::Master;
+use super::order::{OrderRecord, TaskOrder, Tombstone};
+use super::{Occupied, Shared, blocking, prepare, release, start, task_end, watch};
+use crate::session::{BootMillis, LeaseTerm};
+
+/// Orders to one attempt.
+#[derive(Debug)]
+pub(super) enum Command {
+    Prepare { epoch: Epoch, order: Box<TaskOrder> },
+    Commit { master: Master },
+    Stop { grace: Duration },
+    Forget,
+    Lease(LeaseTerm),
+}
+
+/// What comes back from beside.
+enum Happening {
+    /// All shims have written that they run, or that they ended.
+    Up,
+    Ended { rank: u32, exit: TaskExit },
+    Idle { occupied: Vec<Occupied> },
+    /// Nothing to say: a grace ran out and was dealt with.
+    Done,
+}
+
+/// A lease is written again when this part of it has passed since the last time.
+const LEASE_PARTS: u64 = 20;
+/// How long a commit waits for the first grant of a new connection.
+const GRANT_WAIT: Duration = Duration::from_secs(10);
+
+struct Attempt {
+    shared: Arc<Shared>,
+    id: AttemptId,
+    dir: PathBuf,
+    orders: mpsc::UnboundedReceiver<Command>,
+    /// What it was prepared with; `None` where nothing is, or where it could not be read.
+    record: Option<OrderRecord>,
+    beside: JoinSet<Happening>,
+    /// What its shims were told last.
+    lease_until: Option<BootMillis>,
+    releasing: bool,
+}
+
+/// Hands a command to the attempt's task, which begins if there is none.
+pub(super) fn send(shared: &Arc<Shared>, id: AttemptId, command: Command) {
+    if let Some(orders) = shared.book.deliver(id, command) {
+        tokio::spawn(Attempt::new(shared, id, orders).run());
+    }
+}
+
+/// Goes on with an attempt that an earlier agent left.
+pub(super) fn adopt(shared: &Arc<Shared>, left: LeftBehind) {
+    let stopping = left.tombstone.is_some() || !left.started;
+    let status = Status {
+        phase: if left.started { Phase::Running } else { Phase::Ending },
+        session: left.record.as_ref().map_or_else(|| shared.session.id(), |r| r.order.session),
+        ranks: left.ranks.clone(),
+        master_port: left.record.as_ref().map_or(0, |r| r.master_port),
+        gpus: left.gpus.clone(),
+        stop_on_lapse: left.record.as_ref().is_some_and(|r| r.order.stop_on_lapse),
+        stopping,
+        ..Status::fresh()
+    };
+    let orders = shared.book.enter(left.attempt, status);
+    let mut attempt = Attempt::new(shared, left.attempt, orders);
+    attempt.record = left.record;
+    attempt.lease_until = left.lease_until;
+    if left.started {
+        for rank in left.ranks {
+            attempt.watch(rank, None);
+        }
+    }
+    let tombstone = left.tombstone;
+    tokio::spawn(async move {
+        if !left.started {
+            // Prepared for a session that is over, or stopped before it began: nobody may start
+            // it any more. Without ranks there is nothing to end.
+            attempt.change(|status| status.ranks = 0..0);
+            if tombstone.is_none() {
+                attempt.bury(Duration::ZERO).await;
+            }
+            attempt.release();
+        } else if let Some(tombstone) = tombstone {
+            attempt.stop_tasks(Duration::from_millis(tombstone.grace_ms));
+        }
+        attempt.run().await;
+    });
+}
+
+impl Attempt {
+    fn new(
+        shared: &Arc<Shared>,
+        id: AttemptId,
+        orders: mpsc::UnboundedReceiver<Command>,
+    ) -> Self {
+        let dir = shared.attempt_dir(id);
+        Self {
+            shared: Arc::clone(shared),
+            id,
+            dir,
+            orders,
+            record: None,
+            beside: JoinSet::new(),
+            lease_until: None,
+            releasing: false,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            tokio::select! {
+                command = self.orders.recv() => {
+                    let Some(command) = command else { return };
+                    self.obey(command).await;
+                    if self.phase() == Phase::Fresh && self.shared.book.leave(self.id, &self.orders) {
+                        return;
+                    }
+                }
+                Some(happened) = self.beside.join_next() => match happened {
+                    Ok(happening) => self.happened(happening),
+                    Err(error) => {
+                        if let Ok(panic) = error.try_into_panic() {
+                            std::panic::resume_unwind(panic);
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Prepare { epoch, order } => self.prepare(epoch, *order).await,
+            Command::Commit { master } => self.commit(master).await,
+            Command::Stop { grace } => self.stop(grace).await,
+            Command::Forget => self.forget().await,
+            Command::Lease(term) => self.lease(term).await,
+        }
+    }
+
+    fn happened(&mut self, happening: Happening) {
+        match happening {
+            Happening::Up => {
+                let attempt = self.id;
+                self.shared.book.change(attempt, |status| {
+                    (status.phase == Phase::Starting).then(|| {
+                        status.phase = Phase::Running;
+                        RunnerEvent::Started { attempt }
+                    })
+                });
+            }
+            Happening::Ended { rank, exit } => self.ended(rank, &exit),
+            Happening::Idle { occupied } => {
+                tracing::info!(attempt = %self.id, ?occupied, "released");
+                self.shared.book.release(self.id, occupied);
+            }
+            Happening::Done => {}
+        }
+        // The last end may come before the shims were all seen coming up; both must be said.
+        let status = self.status();
+        if status.phase == Phase::Running && status.all_ended() {
+            self.release();
+        }
+    }
+
+    // ---- orders
+
+    async fn prepare(&mut self, epoch: Epoch, order: TaskOrder) {
+        let attempt = self.id;
+        let status = self.status();
+        match status.phase {
+            Phase::Fresh => {}
+            Phase::Released => {
+                self.refuse("it has ended, or was told to stop");
+                return self.shared.book.tell_end_again(attempt);
+            }
+            _ if self.record.as_ref().is_some_and(|record| record.order == order) => {
+                let master_port = status.master_port;
+                self.shared.book.tell(RunnerEvent::Prepared { attempt, master_port });
+                if status.phase >= Phase::Running {
+                    self.shared.book.tell(RunnerEvent::Started { attempt });
+                }
+                return;
+            }
+            _ => return self.refuse("another order was prepared under the same attempt"),
+        }
+        let prepared = {
+            let (shared, order) = (Arc::clone(&self.shared), order);
+            blocking(move || prepare::prepare(&shared, epoch, &order)).await
+        };
+        match prepared {
+            Ok(record) => {
+                let order = record.order.clone();
+                self.record = Some(record);
+                let master_port = self.record.as_ref().map_or(0, |record| record.master_port);
+                self.shared.book.change(attempt, |status| {
+                    status.phase = Phase::Prepared;
+                    status.session = order.session;
+                    status.ranks = order.rank_range();
+                    status.master_port = master_port;
+                    status.stop_on_lapse = order.stop_on_lapse;
+                    Some(RunnerEvent::Prepared { attempt, master_port })
+                });
+            }
+            Err(why) => {
+                self.shared.book.unclaim(attempt);
+                self.refuse(&why);
+            }
+        }
+    }
+
+    async fn commit(&mut self, master: Master) {
+        let status = self.status();
+        match status.phase {
+            Phase::Prepared => {}
+            Phase::Fresh => return self.refuse("it was never prepared here"),
+            Phase::Starting => return,
+            Phase::Running | Phase::Ending => {
+                return self.shared.book.tell(RunnerEvent::Started { attempt: self.id });
+            }
+            Phase::Released => return self.shared.book.tell_end_again(self.id),
+        }
+        let record = self.record.clone().expect("what is prepared has a record");
+        if record.order.session != self.shared.session.id() {
+            self.refuse("it was prepared for an earlier session of this agent");
+            return self.stop(Duration::ZERO).await;
+        }
+        if record.order.stop_on_lapse {
+            match self.wait_for_grant().await {
+                Some(term) => self.lease_until = Some(term.until),
+                None => {
+                    self.refuse("the scheduler has granted no lease that still runs");
+                    return self.stop(Duration::ZERO).await;
+                }
+            }
+        }
+        self.change(|status| status.phase = Phase::Starting);
+        let lease = TaskLease { deadline_boottime_ms: self.lease_until.map(|until| until.0) };
+        let started = {
+            let shared = Arc::clone(&self.shared);
+            let _permit = self.shared.starts.acquire().await;
+            blocking(move || start::start(&shared, &record, &master, lease)).await
+        };
+        let mut coming = Vec::new();
+        for (rank, dir, started) in started {
+            match started {
+                Ok(child) => {
+                    coming.push(dir);
+                    self.watch(rank, Some(child));
+                }
+                Err(exit) => {
+                    let exit = *exit;
+                    self.beside.spawn(async move { Happening::Ended { rank, exit } });
+                }
+            }
+        }
+        self.beside.spawn(async move {
+            watch::all_up(coming).await;
+            Happening::Up
+        });
+    }
+
+    async fn wait_for_grant(&self) -> Option<LeaseTerm> {
+        let mut terms = self.shared.session.follow();
+        let granted = terms.wait_for(|term| term.is_some_and(|t| t.until > BootMillis::now()));
+        match tokio::time::timeout(GRANT_WAIT, granted).await {
+            Ok(Ok(term)) => *term,
+            _ => None,
+        }
+    }
+
+    async fn stop(&mut self, grace: Duration) {
+        match self.phase() {
+            Phase::Fresh if self.shared.done.holds(self.id) => {
+                self.shared.book.tell(RunnerEvent::Released { attempt: self.id, occupied: vec![] });
+            }
+            Phase::Fresh | Phase::Prepared => {
+                // Only on disk does it hold that it can never start here; then it may be said.
+                if self.bury(grace).await {
+                    self.change(|status| {
+                        status.stopping = true;
+                        status.ranks = 0..0;
+                    });
+                    self.shared.book.release(self.id, Vec::new());
+                }
+            }
+            Phase::Starting | Phase::Running => {
+                self.bury(grace).await;
+                self.change(|status| status.stopping = true);
+                self.stop_tasks(grace);
+            }
+            Phase::Ending => {}
+            Phase::Released => self.shared.book.tell_end_again(self.id),
+        }
+    }
+
+    /// Writes the tombstone. A full disk does not keep a running task alive: it is stopped all the
+    /// same, and the scheduler repeats its order until the end is reported.
+    async fn bury(&self, grace: Duration) -> bool {
+        let dir = self.dir.clone();
+        let tombstone = Tombstone { grace_ms: grace.as_millis().try_into().unwrap_or(u64::MAX) };
+        let written = blocking(move || {
+            prepare::make_attempt_dir(&dir)?;
+            tombstone.write(&dir)
+        });
+        match written.await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(attempt = %self.id, %error, "could not write the tombstone; free space on the disk of the state folder");
+                false
+            }
+        }
+    }
+
+    fn stop_tasks(&mut self, grace: Duration) {
+        let status = self.status();
+        for rank in status.ranks.filter(|rank| !status.ended.contains_key(rank)) {
+            let dir = TaskDir::new(rank_dir(&self.dir, rank));
+            self.beside.spawn(async move {
+                watch::stop(dir, grace).await;
+                Happening::Done
+            });
+        }
+    }
+
+    async fn forget(&mut self) {
+        match self.phase() {
+            Phase::Released => {}
+            Phase::Fresh => return,
+            phase => {
+                return tracing::warn!(attempt = %self.id, ?phase, "told to forget what still runs; it is kept");
+            }
+        }
+        let (shared, id) = (Arc::clone(&self.shared), self.id);
+        match blocking(move || shared.done.keep(id)).await {
+            // Back to nothing: the task ends with this order.
+            Ok(()) => self.change(|status| *status = Status::fresh()),
+            Err(error) => tracing::error!(attempt = %self.id, %error, "could not move the acknowledged attempt; it is reported again"),
+        }
+    }
+
+    async fn lease(&mut self, term: LeaseTerm) {
+        let Some(until) = self.lease_until else { return };
+        // What has lapsed stays lapsed, whatever is granted to this agent now.
+        let lapsed = until <= BootMillis::now();
+        let step = (term.lease_ms / LEASE_PARTS).max(1);
+        if lapsed || term.until.0 < until.0.saturating_add(step) {
+            return;
+        }
+        let status = self.status();
+        let ranks: Vec<u32> = status.ranks.filter(|r| !status.ended.contains_key(r)).collect();
+        let dir = self.dir.clone();
+        let lease = TaskLease { deadline_boottime_ms: Some(term.until.0) };
+        let written = blocking(move || {
+            ranks.into_iter().try_for_each(|r| TaskDir::new(rank_dir(&dir, r)).write_lease(lease))
+        });
+        match written.await {
+            Ok(()) => self.lease_until = Some(term.until),
+            Err(error) => tracing::error!(attempt = %self.id, %error, hint = error.hint(), "could not write the lease"),
+        }
+    }
+
+    // ---- what happens
+
+    fn watch(&mut self, rank: u32, child: Option<ShimChild>) {
+        let dir = TaskDir::new(rank_dir(&self.dir, rank));
+        self.beside.spawn(async move {
+            let exit = watch::end_of(&dir, child).await;
+            Happening::Ended { rank, exit }
+        });
+    }
+
+    fn ended(&mut self, rank: u32, exit: &TaskExit) {
+        let (attempt, end) = (self.id, task_end(exit));
+        tracing::info!(%attempt, rank, %end, "task ended");
+        self.shared.book.change(attempt, |status| {
+            status.ended.insert(rank, end.clone());
+            Some(RunnerEvent::TaskEnded { attempt, rank, end })
+        });
+    }
+
+    /// Gives the GPUs back once nothing is on them.
+    fn release(&mut self) {
+        if std::mem::replace(&mut self.releasing, true) {
+            return;
+        }
+        self.change(|status| status.phase = Phase::Ending);
+        let (shared, id) = (Arc::clone(&self.shared), self.id);
+        let gpus = self.status().gpus;
+        self.beside.spawn(async move {
+            let occupied = release::until_idle(&shared, id, gpus).await;
+            Happening::Idle { occupied }
+        });
+    }
+
+    // ---- the book
+
+    fn status(&self) -> Status {
+        let status = self.shared.book.status(self.id);
+        status.expect("an attempt stays in the book while its task runs")
+    }
+
+    fn phase(&self) -> Phase {
+        self.status().phase
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Status)) {
+        self.shared.book.change(self.id, |status| {
+            change(status);
+            None
+        });
+    }
+
+    fn refuse(&self, why: &str) {
+        tracing::warn!(attempt = %self.id, why, "order refused");
+        let why = why.to_owned();
+        self.shared.book.tell(RunnerEvent::Refused { attempt: self.id, why });
+    }
+}

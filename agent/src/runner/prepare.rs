@@ -1,0 +1,150 @@
+//! May this attempt run here? And if so, everything is made ready for it to start.
+//!
+//! In: an order. Out: the record, durable, with a free port in it; or a refusal that names the
+//! value at fault, and a folder as it was before. Blocks; not for async threads.
+
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use ring::rand::SecureRandom;
+
+use tessera_model::{Epoch, GpuCondition};
+
+use super::Shared;
+use super::account::run_as;
+use super::order::{OrderRecord, TaskOrder, Tombstone};
+
+pub(super) const SCRIPT: &str = "script";
+
+/// GPUs are claimed here too; the caller gives them back after a refusal.
+pub(super) fn prepare(
+    shared: &Shared,
+    epoch: Epoch,
+    order: &TaskOrder,
+) -> Result<OrderRecord, String> {
+    check(shared, order)?;
+    let dir = shared.attempt_dir(order.attempt);
+    if Tombstone::read(&dir).is_some() {
+        return Err("it was told to stop before it was prepared".to_owned());
+    }
+    if shared.done.holds(order.attempt) {
+        return Err("it has ended here already".to_owned());
+    }
+    check_gpus(shared, order)?;
+    let master_port = free_port(&shared.settings.address, &shared.book.ports())
+        .map_err(|error| format!("no free port on {}: {error}", shared.settings.address))?;
+    let record = OrderRecord { order: order.clone(), epoch, master_port, mark: mark() };
+    write(&dir, &record, shared).map_err(|error| {
+        // Best effort: a folder without an order is nothing, and is cleared at the next start.
+        let _ = std::fs::remove_dir_all(&dir);
+        format!("could not write {}: {error}", dir.display())
+    })?;
+    Ok(record)
+}
+
+fn check(shared: &Shared, order: &TaskOrder) -> Result<(), String> {
+    let session = shared.session.id();
+    if order.session != session {
+        return Err(format!(
+            "it is meant for session {:016x} of this agent, this one is {session:016x}",
+            order.session.0,
+            session = session.0
+        ));
+    }
+    if let Some(problem) = order.problem() {
+        return Err(format!("the order makes no sense: {problem}"));
+    }
+    let named = order.nodes.get(order.node_rank as usize).map_or("", String::as_str);
+    if named != shared.settings.node.as_str() {
+        return Err(format!("the order is for node {named}, this is {}", shared.settings.node));
+    }
+    run_as(order.unix, shared.settings.identity)?;
+    if let Some(dir) = &order.working_dir {
+        match std::fs::metadata(dir) {
+            Ok(meta) if meta.is_dir() && dir.starts_with('/') => {}
+            Ok(_) => return Err(format!("the working folder {dir} is no absolute path of a folder")),
+            Err(error) => {
+                return Err(format!("the working folder {dir} cannot be used on this node: {error}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_gpus(shared: &Shared, order: &TaskOrder) -> Result<(), String> {
+    for gpu in &order.gpus {
+        match shared.gpus.condition(gpu) {
+            Some(GpuCondition::Healthy) => {}
+            Some(condition) => return Err(format!("{gpu} {condition}")),
+            None => return Err(format!("this node has no {gpu}")),
+        }
+    }
+    shared.book.claim(order.attempt, &order.gpus)
+}
+
+fn write(dir: &Path, record: &OrderRecord, shared: &Shared) -> io::Result<()> {
+    make_attempt_dir(dir)?;
+    if let Some(script) = &record.order.script {
+        // Only the job's user reads it; the folders above can be walked through, not listed.
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o700)
+            .open(dir.join(SCRIPT))?;
+        file.write_all(script.as_bytes())?;
+        if let Ok(Some(user)) = run_as(record.order.unix, shared.settings.identity) {
+            fchown(&file, Some(user.uid), Some(user.gid))?;
+        }
+        file.sync_all()?;
+    }
+    record.write(dir)
+}
+
+/// Makes the attempt's folder, durably.
+pub(super) fn make_attempt_dir(dir: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o711).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    match dir.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Where the task starts: what the job asked for, else the user's home if it is there.
+pub(super) fn working_dir(order: &TaskOrder, home: &Path) -> PathBuf {
+    match &order.working_dir {
+        Some(dir) => PathBuf::from(dir),
+        None if home.is_dir() => home.to_owned(),
+        None => PathBuf::from("/"),
+    }
+}
+
+/// A port that is free now, on the address where others reach us if that is one of ours.
+fn free_port(address: &str, taken: &BTreeSet<u16>) -> io::Result<u16> {
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    // Held until the end, so that the next try gets another one.
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        let listener = TcpListener::bind((address, 0)).or_else(|_| TcpListener::bind(("0.0.0.0", 0)));
+        match listener.and_then(|l| Ok((l.local_addr()?.port(), l))) {
+            Ok((port, _)) if !taken.contains(&port) => return Ok(port),
+            Ok((_, listener)) => held.push(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn mark() -> String {
+    let mut bytes = [0u8; 4];
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .expect("the kernel's random numbers are there once the machine has booted");
+    format!("{:08x}", u32::from_le_bytes(bytes))
+}

@@ -1,0 +1,181 @@
+//! `tessera submit`: hand in a job.
+//!
+//! In: flags, a job file, a script. Out: the job's id and what becomes of it next. Whether it is
+//! allowed and when it starts is the scheduler's to say.
+
+use tessera_model::{Explanation, JobId, Verdict};
+use tessera_proto::v1;
+
+use super::{logs, wait};
+use crate::call::{Api, fresh_key};
+use crate::cli::{Ranks, RequestArgs, SubmitArgs};
+use crate::failure::{Failure, Outcome};
+use crate::jobfile::{self, Draft, Work};
+use crate::output::{Screen, count};
+use crate::views::JobView;
+use crate::when;
+
+pub async fn run(api: &Api, args: &SubmitArgs, screen: &Screen) -> Outcome<u8> {
+    let (spec, note) = build(api, &args.request, args.work()).await?;
+    let quiet = args.quiet || screen.json;
+    if let Some(note) = note.filter(|_| !quiet) {
+        screen.note(&note);
+    }
+    let key = args.idempotency_key.clone().unwrap_or_else(fresh_key);
+    let reply = send(api, spec, key).await?;
+    let id = JobId(reply.job_id);
+    for warning in &reply.warnings {
+        screen.warning(warning);
+    }
+    if args.quiet && !screen.json {
+        screen.line(id.to_string())?;
+    } else if !screen.json {
+        let line = if reply.existing {
+            format!("job {id} is there already: this idempotency key made it")
+        } else {
+            // The job is safe; a missing outlook is no reason to alarm anybody.
+            let subject = v1::explain_request::Subject::JobId(id.0);
+            match api.explain(subject).await {
+                Ok(explanation) => outlook(id, &explanation, when::now()),
+                Err(_) => format!("job {id} queued"),
+            }
+        };
+        // With --follow, stdout belongs to the job's own output.
+        if args.follow { screen.note(&line) } else { screen.line(line)? }
+        if !args.follow && !args.wait {
+            screen.hint(&format!("tessera logs -f {id}"));
+        }
+    }
+    if args.follow {
+        logs::stream(api, id, &Ranks(Vec::new()), true, screen).await?;
+    }
+    if args.follow || args.wait {
+        let job = wait::until_end(api, id, |_| {}).await?;
+        match (screen.json, args.follow) {
+            (true, false) => screen.json(&JobView::of(&job))?,
+            (false, false) if !args.quiet => screen.line(wait::ended(&job))?,
+            (false, true) => screen.note(&wait::ended(&job)),
+            _ => {}
+        }
+        return Ok(wait::exit_code(&job));
+    }
+    if screen.json {
+        screen.json(&JobView::of(&api.job(id).await?))?;
+    }
+    Ok(0)
+}
+
+/// Sends the job, again and again with the same key while the scheduler is away: it makes one job.
+pub async fn send(api: &Api, spec: v1::JobSpec, key: String) -> Outcome<v1::SubmitReply> {
+    let request = &v1::SubmitRequest { spec: Some(spec), idempotency_key: key };
+    api.ask(|api| async move { api.jobs().submit(request.clone()).await }).await
+}
+
+/// The request that flags and job file make together, and how a total of GPUs was read.
+pub async fn build(
+    api: &Api,
+    args: &RequestArgs,
+    work: Option<Work>,
+) -> Outcome<(v1::JobSpec, Option<String>)> {
+    let file = args.file.as_deref().map(jobfile::read).transpose()?.unwrap_or_default();
+    let flags = Draft { program: work, ..args.draft() };
+    let mut draft = flags.over(file);
+    if draft.working_dir.is_none() {
+        let here = std::env::current_dir().map_err(|error| {
+            Failure::no_answer(
+                "file",
+                format!("the current folder is not known: {error}"),
+                "name one with --working-dir",
+            )
+        })?;
+        draft.working_dir = Some(here.to_string_lossy().into_owned());
+    }
+    let largest = if draft.needs_largest_node() {
+        largest_node(api, draft.gpu_model.as_deref()).await?
+    } else {
+        0
+    };
+    let (nodes, gpus_per_node, note) = jobfile::shape(&draft, largest)?;
+    Ok((draft.spec(nodes, gpus_per_node)?, note))
+}
+
+/// Most GPUs of the model on one node, sick ones included: they come back.
+async fn largest_node(api: &Api, model: Option<&str>) -> Outcome<u32> {
+    let model = model.unwrap_or_default().to_ascii_lowercase();
+    let nodes = api.node_list(&[]).await?;
+    let fitting = nodes.iter().map(|node| {
+        let gpus = node.inventory.gpus.iter();
+        gpus.filter(|g| g.model.to_ascii_lowercase().contains(&model)).count()
+    });
+    Ok(fitting.max().and_then(|n| u32::try_from(n).ok()).unwrap_or(0))
+}
+
+/// `job 823 queued: position 3, starts by 14:05 UTC at the latest`.
+pub fn outlook(id: JobId, e: &Explanation, now: tessera_model::UnixMillis) -> String {
+    match e.verdict {
+        Verdict::Started | Verdict::Ended => format!("job {id}: {}", e.summary),
+        Verdict::StartsNow => format!("job {id} queued: it starts now"),
+        Verdict::Infeasible => format!("job {id} queued: {}", e.summary),
+        Verdict::Waits => {
+            let mut parts = Vec::new();
+            parts.extend(e.position.map(|p| format!("position {p}")));
+            parts.push(match e.expected_start {
+                Some(at) => format!("starts by {} at the latest", when::clock(at, now)),
+                None => "start not known, since a running job has no time limit".to_owned(),
+            });
+            if e.position.is_none() && e.expected_start.is_none() {
+                parts = vec![e.summary.clone()];
+            }
+            format!("job {id} queued: {}", parts.join(", "))
+        }
+    }
+}
+
+/// `8 nodes with 8 GPUs each`.
+pub fn shape_text(gang: &tessera_model::Gang) -> String {
+    let nodes = count(gang.nodes.into(), "node");
+    let each = if gang.nodes > 1 { " each" } else { "" };
+    match gang.gpus_per_node {
+        0 => format!("{nodes}, no GPUs"),
+        n => format!("{nodes} with {}{each}", count(n.into(), "GPU")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tessera_model::UnixMillis;
+
+    use super::*;
+
+    #[test]
+    fn the_outlook_is_honest() {
+        let now = UnixMillis::parse_date("2026-11-24").unwrap();
+        let base = Explanation {
+            job: Some(JobId(823)),
+            verdict: Verdict::Waits,
+            summary: "it needs 4 nodes".to_owned(),
+            ladder: vec![],
+            expected_start: Some(UnixMillis(now.0 + 50_700_000)),
+            position: Some(3),
+            hint: None,
+        };
+        let cases = [
+            (base.clone(), "job 823 queued: position 3, starts by 14:05 UTC at the latest"),
+            (
+                Explanation { expected_start: None, ..base.clone() },
+                "job 823 queued: position 3, start not known, since a running job has no time limit",
+            ),
+            (
+                Explanation { expected_start: None, position: None, ..base.clone() },
+                "job 823 queued: it needs 4 nodes",
+            ),
+            (
+                Explanation { verdict: Verdict::StartsNow, ..base.clone() },
+                "job 823 queued: it starts now",
+            ),
+        ];
+        for (explanation, want) in cases {
+            assert_eq!(outlook(JobId(823), &explanation, now), want);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! A job as everybody sees it, both ways. Clients read it with the same care: a scheduler of
+//! another release may say what they do not know.
+
+use tessera_model::{
+    AttemptId, JobId, JobRecord, JobState, NodeId, Refusal, TeamId, UnixMillis, UserId,
+};
+
+use super::spec;
+use crate::{
+    door::{bad_id, present, quote},
+    v1,
+};
+
+pub fn job_to_wire(job: &JobRecord) -> v1::Job {
+    v1::Job {
+        id: job.id.0,
+        spec: Some(spec::spec_to_wire(&job.spec)),
+        state: state_to_wire(job.state).into(),
+        reason: job.reason.clone(),
+        submitted_at_unix_ms: job.submitted_at.0,
+        started_at_unix_ms: job.started_at.map(|t| t.0),
+        ended_at_unix_ms: job.ended_at.map(|t| t.0),
+        exit_code: job.exit_code,
+        attempt: job.attempt.map(|a| a.to_string()).unwrap_or_default(),
+        nodes: job.nodes.iter().map(NodeId::to_string).collect(),
+        cancel_requested: job.cancel_requested,
+    }
+}
+
+/// Whom its processes run as is not on the wire, so `spec.unix` is `None` here.
+pub fn job_from_wire(wire: v1::Job) -> Result<JobRecord, Refusal> {
+    let spec = present("spec", wire.spec)?;
+    let team = TeamId::parse(&spec.team).map_err(bad_id("team"))?;
+    let user = UserId::parse(&spec.user).map_err(bad_id("user"))?;
+    let id = JobId(wire.id);
+    let attempt = match wire.attempt.as_str() {
+        "" => None,
+        text => Some(AttemptId::parse(text).filter(|a| a.job == id).ok_or_else(|| {
+            let message = format!("{} is no attempt of job {id}", quote(text));
+            Refusal::invalid("attempt", message, format!("write it like {id}.1"))
+        })?),
+    };
+    let nodes = wire.nodes.iter().map(|n| NodeId::parse(n).map_err(bad_id("nodes")));
+    Ok(JobRecord {
+        id,
+        spec: spec::read(spec, team, user, None)?,
+        state: state_from_wire(wire.state)?,
+        submitted_at: UnixMillis(wire.submitted_at_unix_ms),
+        started_at: wire.started_at_unix_ms.map(UnixMillis),
+        ended_at: wire.ended_at_unix_ms.map(UnixMillis),
+        exit_code: wire.exit_code,
+        reason: wire.reason,
+        attempt,
+        nodes: nodes.collect::<Result<_, _>>()?,
+        cancel_requested: wire.cancel_requested,
+    })
+}
+
+pub fn state_to_wire(state: JobState) -> v1::JobState {
+    match state {
+        JobState::Pending => v1::JobState::Pending,
+        JobState::Starting => v1::JobState::Starting,
+        JobState::Running => v1::JobState::Running,
+        JobState::Stopping => v1::JobState::Stopping,
+        JobState::Succeeded => v1::JobState::Succeeded,
+        JobState::Failed => v1::JobState::Failed,
+        JobState::Cancelled => v1::JobState::Cancelled,
+        JobState::Lost => v1::JobState::Lost,
+    }
+}
+
+/// From the bare number a message holds.
+pub fn state_from_wire(number: i32) -> Result<JobState, Refusal> {
+    let known = JobState::ALL.into_iter().find(|s| state_to_wire(*s) as i32 == number);
+    known.ok_or_else(|| {
+        Refusal::invalid(
+            "state",
+            format!("{number} is no state of a job"),
+            "use client and scheduler of one release",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tessera_model::{Principal, Role};
+
+    fn record(state: JobState) -> JobRecord {
+        let caller = Principal {
+            user: UserId::parse("ada").unwrap(),
+            role: Role::Member,
+            teams: vec![TeamId::parse("nlp").unwrap()],
+            unix: None,
+        };
+        let wire = v1::JobSpec { argv: vec!["true".to_owned()], nodes: 2, ..Default::default() };
+        JobRecord {
+            id: JobId(812),
+            spec: spec::spec_from_wire(wire, &caller).unwrap(),
+            state,
+            submitted_at: UnixMillis(1),
+            started_at: Some(UnixMillis(0)),
+            ended_at: None,
+            exit_code: Some(0),
+            reason: "on 2 nodes".to_owned(),
+            attempt: Some(AttemptId { job: JobId(812), number: 3 }),
+            nodes: ["n1", "n0"].map(|n| NodeId::parse(n).unwrap()).to_vec(),
+            cancel_requested: true,
+        }
+    }
+
+    #[test]
+    fn a_record_survives_the_round_trip_in_every_state() {
+        for state in JobState::ALL {
+            let record = record(state);
+            assert_eq!(job_from_wire(job_to_wire(&record)), Ok(record));
+        }
+        let record = JobRecord { attempt: None, nodes: vec![], ..record(JobState::Pending) };
+        assert_eq!(job_from_wire(job_to_wire(&record)), Ok(record));
+    }
+
+    #[test]
+    fn a_job_beyond_todays_bounds_is_still_shown() {
+        let mut record = record(JobState::Running);
+        record.spec.priority = 5_000;
+        record.spec.program.env.insert("LD_PRELOAD".to_owned(), "x.so".to_owned());
+        assert_eq!(job_from_wire(job_to_wire(&record)), Ok(record));
+    }
+
+    #[test]
+    fn a_broken_record_is_refused() {
+        type Spoil = fn(&mut v1::Job);
+        let cases: &[(&str, Spoil)] = &[
+            ("spec", |j| j.spec = None),
+            ("state", |j| j.state = 0),
+            ("state", |j| j.state = 99),
+            ("attempt", |j| j.attempt = "812".to_owned()),
+            ("attempt", |j| j.attempt = "7.1".to_owned()),
+            ("nodes", |j| j.nodes.push("a b".to_owned())),
+            ("team", |j| j.spec.as_mut().unwrap().team.clear()),
+            ("user", |j| j.spec.as_mut().unwrap().user.clear()),
+        ];
+        for (field, spoil) in cases {
+            let mut wire = job_to_wire(&record(JobState::Running));
+            spoil(&mut wire);
+            assert_eq!(job_from_wire(wire).expect_err(field).field, *field);
+        }
+    }
+}

@@ -1,0 +1,680 @@
+//! The cluster: all state, and how each event changes it.
+//!
+//! [`Cluster::apply`] is deterministic: the same events give the same state. What the outside has
+//! to do about an event is left in [`Outbox`]: orders for agents, closed usage intervals, and which
+//! jobs and nodes changed. A broken promise of our own stops the scheduler here, before it is
+//! believed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tessera_model::topology::Topology;
+use tessera_model::usage::{Interval, UsageClass};
+use tessera_model::{
+    AttemptId, Epoch, GpuId, JobId, JobRecord, JobState, Lease, Millis, NodeId, NodeInventory,
+    NodeState, Principal, Revision, SessionId, TaskEnd, TeamId, UnixMillis, UserId,
+};
+
+use crate::event::{Event, Stamped, StopWhy, WriteOffWhy};
+use crate::job_table::{Attempt, Job, JobTable, Phase};
+use crate::ledger::book::PriceBook;
+use crate::ledger::timeline::Timeline;
+use crate::node_table::Node;
+use crate::order::{Order, STOP_GRACE};
+
+/// Starts that may fail one after another before the job is given up.
+pub const FAILED_STARTS_MAX: u32 = 5;
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Stamp of the last event.
+    pub now: UnixMillis,
+    /// Events applied so far.
+    pub revision: Revision,
+    pub epoch: Epoch,
+    pub topology: Topology,
+    pub teams: BTreeMap<TeamId, Team>,
+    pub tokens: BTreeMap<String, Token>,
+    pub join_tokens: BTreeMap<String, JoinToken>,
+    pub prices: PriceBook,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub jobs: JobTable,
+    pub next_job: u64,
+    pub timeline: Timeline,
+    #[serde(skip)]
+    pub outbox: Outbox,
+}
+
+/// What the outside has to do about the events applied since it was last emptied.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outbox {
+    pub orders: Vec<(NodeId, Order)>,
+    pub closed: Vec<Interval>,
+    pub jobs: BTreeSet<JobId>,
+    pub nodes: BTreeSet<NodeId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Team {
+    pub description: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// SHA-256 of the secret, hex.
+    pub hash: String,
+    pub principal: Principal,
+    pub created: UnixMillis,
+    pub expires: Option<UnixMillis>,
+    pub revoked: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    pub hash: String,
+    pub node: Option<NodeId>,
+    pub expires: UnixMillis,
+    pub used_by: Option<NodeId>,
+}
+
+impl Cluster {
+    /// Makes what a snapshot leaves out. Heartbeats count from `now` on.
+    pub fn restored(mut self, now: UnixMillis) -> Self {
+        self.jobs.reindex();
+        let up = self.nodes.values_mut().filter(|n| n.state == NodeState::Up);
+        up.for_each(|n| n.last_seen = now);
+        self
+    }
+
+    pub fn take_outbox(&mut self) -> Outbox {
+        std::mem::take(&mut self.outbox)
+    }
+
+    pub fn apply(&mut self, stamped: &Stamped) {
+        assert!(stamped.at >= self.now, "the clock went back to {} from {}", stamped.at, self.now);
+        self.now = stamped.at;
+        self.revision.0 += 1;
+        self.step(&stamped.event);
+    }
+
+    fn step(&mut self, event: &Event) {
+        match event {
+            Event::EpochBegan { epoch } => {
+                assert!(*epoch > self.epoch, "epoch {epoch:?} after {:?}", self.epoch);
+                self.epoch = *epoch;
+            }
+            Event::TopologyLoaded { topology } => {
+                self.topology = topology.clone();
+                self.outbox.nodes.extend(self.nodes.keys().cloned());
+            }
+            Event::TeamCreated { team, description, .. } => {
+                self.teams.insert(team.clone(), Team { description: description.clone() });
+            }
+            Event::TokenIssued { id, hash, principal, expires, .. } => {
+                let token = Token {
+                    hash: hash.clone(),
+                    principal: principal.clone(),
+                    created: self.now,
+                    expires: *expires,
+                    revoked: false,
+                };
+                self.tokens.insert(id.clone(), token);
+            }
+            Event::TokenRevoked { id, .. } => {
+                if let Some(token) = self.tokens.get_mut(id) {
+                    token.revoked = true;
+                }
+            }
+            Event::JoinTokenIssued { id, hash, node, expires, .. } => {
+                // Used and expired ones say nothing any more.
+                let now = self.now;
+                self.join_tokens.retain(|_, t| t.expires > now && t.used_by.is_none());
+                let (hash, node, expires) = (hash.clone(), node.clone(), *expires);
+                let token = JoinToken { hash, node, expires, used_by: None };
+                self.join_tokens.insert(id.clone(), token);
+            }
+            Event::JoinTokenUsed { id, node } => {
+                if let Some(token) = self.join_tokens.get_mut(id) {
+                    token.used_by = Some(node.clone());
+                }
+            }
+            Event::PricesPublished { version, .. } => self.prices.publish(version.clone()),
+
+            Event::NodeUp { inventory, session, adopted } => {
+                self.node_up(inventory, *session, adopted);
+            }
+            Event::InventoryChanged { inventory } => self.inventory_changed(inventory),
+            Event::ConditionsChanged { node, conditions } => {
+                self.with_node(node, |n| n.conditions = conditions.clone());
+            }
+            Event::NodeSilent { node, last_seen } => self.with_node(node, |n| {
+                n.state = NodeState::Silent;
+                n.last_seen = *last_seen;
+            }),
+            Event::NodeHeard { node } => {
+                let now = self.now;
+                self.with_node(node, |n| {
+                    n.state = NodeState::Up;
+                    n.last_seen = now;
+                });
+            }
+            Event::NodeLost { node, .. } => self.with_node(node, |n| n.state = NodeState::Lost),
+            Event::NodeCordoned { node, cordon } => {
+                self.with_node(node, |n| n.cordon = Some(cordon.clone()));
+            }
+            Event::NodeUncordoned { node, .. } => self.with_node(node, |n| {
+                n.cordon = None;
+                n.occupied.clear();
+            }),
+
+            Event::JobSubmitted { job, key, spec } => self.job_submitted(*job, key, spec),
+            Event::CancelRequested { job, by } => self.cancel_requested(*job, by),
+            Event::LeaseGranted { lease } => self.lease_granted(lease),
+            Event::GangCommitted { attempt, master_addr, master_port } => {
+                self.gang_committed(*attempt, master_addr, *master_port);
+            }
+            Event::AttemptRunning { attempt } => self.attempt_running(*attempt),
+            Event::AttemptStopping { attempt, why } => self.stop_attempt(*attempt, why.clone()),
+            Event::TaskEnded { attempt, rank, end } => self.task_ended(*attempt, *rank, end),
+            Event::PlaceReleased { attempt, node, occupied } => {
+                self.place_released(*attempt, node, occupied);
+            }
+            Event::PlaceWrittenOff { attempt, node, charged_until, why } => {
+                self.place_written_off(*attempt, node, *charged_until, *why);
+            }
+        }
+    }
+
+    // ---- nodes
+
+    fn node_up(&mut self, inventory: &NodeInventory, session: SessionId, adopted: &[AttemptId]) {
+        let now = self.now;
+        let id = inventory.node.clone();
+        match self.nodes.get_mut(&id) {
+            Some(node) => {
+                if node.inventory.boot != inventory.boot {
+                    node.occupied.clear();
+                }
+                node.session = session;
+                node.state = NodeState::Up;
+                node.last_seen = now;
+            }
+            None => {
+                self.nodes.insert(id.clone(), Node::new(inventory.clone(), session, now));
+            }
+        }
+        for attempt in adopted {
+            if let Some(attempt) = self.jobs.attempts.get_mut(attempt) {
+                let mut lease = Lease::clone(&attempt.lease);
+                lease.places.iter_mut().filter(|p| p.node == id).for_each(|p| p.session = session);
+                attempt.lease = Arc::new(lease);
+            }
+        }
+        self.inventory_changed(inventory);
+    }
+
+    /// Takes a new inventory. A GPU that is gone ends its timeline, unless a job still holds it.
+    fn inventory_changed(&mut self, inventory: &NodeInventory) {
+        let id = &inventory.node;
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        node.inventory = inventory.clone();
+        let held: BTreeSet<&GpuId> = node.held.keys().collect();
+        let listed: BTreeSet<&GpuId> = inventory.gpus.iter().map(|g| &g.id).collect();
+        let gone: Vec<GpuId> = self
+            .timeline
+            .at_node(id)
+            .filter(|g| !listed.contains(g) && !held.contains(g))
+            .cloned()
+            .collect();
+        for gpu in gone {
+            self.timeline.retire(&gpu, self.now, &mut self.outbox.closed);
+        }
+        self.refresh_classes(id);
+    }
+
+    fn with_node(&mut self, id: &NodeId, change: impl FnOnce(&mut Node)) {
+        if let Some(node) = self.nodes.get_mut(id) {
+            change(node);
+            self.refresh_classes(id);
+        }
+    }
+
+    /// Writes the class of each of the node's GPUs into the timeline.
+    fn refresh_classes(&mut self, id: &NodeId) {
+        self.outbox.nodes.insert(id.clone());
+        let Some(node) = self.nodes.get(id) else { return };
+        for gpu in &node.inventory.gpus {
+            // A held GPU keeps the class its lease gave it.
+            if let Some(class) = node.unheld_class(&gpu.id) {
+                let closed = &mut self.outbox.closed;
+                self.timeline.set(&gpu.id, id, &gpu.model, class, self.now, closed);
+            }
+        }
+    }
+
+    // ---- jobs
+
+    fn job_submitted(
+        &mut self,
+        id: JobId,
+        key: &Option<String>,
+        spec: &Arc<tessera_model::JobSpec>,
+    ) {
+        assert!(id.0 >= self.next_job, "job ids only grow, {id} came after {}", self.next_job);
+        self.next_job = id.0 + 1;
+        self.outbox.jobs.insert(id);
+        self.jobs.insert(Job {
+            id,
+            spec: Arc::clone(spec),
+            key: key.clone(),
+            state: JobState::Pending,
+            submitted_at: self.now,
+            started_at: None,
+            ended_at: None,
+            exit_code: None,
+            outcome: String::new(),
+            cancelled_by: None,
+            attempt: None,
+            nodes: Vec::new(),
+            failed_starts: 0,
+            not_before: None,
+            avoid: BTreeSet::new(),
+        });
+    }
+
+    fn cancel_requested(&mut self, id: JobId, by: &UserId) {
+        let Some(job) = self.jobs.jobs.get_mut(&id) else { return };
+        if job.state.is_terminal() {
+            return;
+        }
+        job.cancelled_by = Some(by.clone());
+        self.outbox.jobs.insert(id);
+        match job.attempt.filter(|a| self.jobs.attempts.contains_key(a)) {
+            Some(attempt) if job.state != JobState::Pending => {
+                self.stop_attempt(attempt, StopWhy::Cancelled);
+            }
+            _ => self.end_job(id, JobState::Cancelled, None, format!("cancelled by {by}")),
+        }
+    }
+
+    fn lease_granted(&mut self, lease: &Lease) {
+        let id = lease.attempt;
+        let job = self.jobs.jobs.get_mut(&id.job).expect("a lease is granted to a job that exists");
+        job.attempt = Some(id);
+        job.nodes = lease.places.iter().map(|p| p.node.clone()).collect();
+        job.started_at = None;
+        let spec = Arc::clone(&job.spec);
+        self.jobs.set_state(id.job, JobState::Starting);
+        self.outbox.jobs.insert(id.job);
+        let class = UsageClass::Allocated {
+            attempt: id,
+            team: spec.team.clone(),
+            project: spec.project.clone(),
+            user: spec.user.clone(),
+        };
+        for place in &lease.places {
+            let node = self.nodes.get_mut(&place.node).expect("a lease names nodes that exist");
+            node.hold(place, id);
+            for gpu in &place.gpus {
+                let model = node.inventory.gpus.iter().find(|g| g.id == *gpu).map(|g| &*g.model);
+                self.timeline.set(
+                    gpu,
+                    &place.node,
+                    model.unwrap_or_default(),
+                    class.clone(),
+                    self.now,
+                    &mut self.outbox.closed,
+                );
+            }
+            self.outbox.nodes.insert(place.node.clone());
+        }
+        let attempt = Attempt {
+            lease: Arc::new(lease.clone()),
+            spec,
+            phase: Phase::Preparing,
+            granted_at: self.now,
+            running_since: None,
+            ended: BTreeMap::new(),
+            released: BTreeSet::new(),
+            written_off: BTreeSet::new(),
+            first_failure: None,
+            stop: None,
+            settled: false,
+            prepared: BTreeMap::new(),
+            started: BTreeSet::new(),
+        };
+        for place in &attempt.lease.places {
+            if let Some(order) = self.prepare_order(&attempt, &place.node) {
+                self.outbox.orders.push((place.node.clone(), order));
+            }
+        }
+        self.jobs.add_attempt(attempt);
+    }
+
+    pub(crate) fn prepare_order(&self, attempt: &Attempt, node: &NodeId) -> Option<Order> {
+        let (place, _) = attempt.place(node)?;
+        let address = |p: &tessera_model::Place| {
+            self.nodes.get(&p.node).map(|n| n.inventory.address.clone()).unwrap_or_default()
+        };
+        Some(Order::Prepare {
+            spec: Arc::clone(&attempt.spec),
+            lease: Arc::clone(&attempt.lease),
+            place,
+            addresses: attempt.lease.places.iter().map(address).collect(),
+        })
+    }
+
+    fn gang_committed(&mut self, id: AttemptId, master_addr: &str, master_port: u16) {
+        let Some(attempt) = self.jobs.attempts.get_mut(&id) else { return };
+        if attempt.phase != Phase::Preparing {
+            return;
+        }
+        attempt.phase = Phase::Committed { master_addr: master_addr.to_owned(), master_port };
+        for place in &attempt.lease.places {
+            let master_addr = master_addr.to_owned();
+            let order = Order::Commit { attempt: id, master_addr, master_port };
+            self.outbox.orders.push((place.node.clone(), order));
+        }
+    }
+
+    fn attempt_running(&mut self, id: AttemptId) {
+        let Some(attempt) = self.jobs.attempts.get_mut(&id) else { return };
+        if !matches!(attempt.phase, Phase::Committed { .. }) {
+            return;
+        }
+        attempt.phase = Phase::Running;
+        attempt.running_since = Some(self.now);
+        if let Some(job) = self.jobs.jobs.get_mut(&id.job) {
+            job.started_at = Some(self.now);
+            job.failed_starts = 0;
+        }
+        self.jobs.set_state(id.job, JobState::Running);
+        self.outbox.jobs.insert(id.job);
+    }
+
+    /// Tells every node that still has some of it to stop. The first reason stays.
+    fn stop_attempt(&mut self, id: AttemptId, why: StopWhy) {
+        let Some(attempt) = self.jobs.attempts.get_mut(&id) else { return };
+        if attempt.settled {
+            return;
+        }
+        attempt.stop.get_or_insert(why);
+        self.stop_places(id);
+        if let Some(job) = self.jobs.get(id.job)
+            && matches!(job.state, JobState::Starting | JobState::Running)
+        {
+            self.jobs.set_state(id.job, JobState::Stopping);
+        }
+        self.outbox.jobs.insert(id.job);
+    }
+
+    fn stop_places(&mut self, id: AttemptId) {
+        let Some(attempt) = self.jobs.attempts.get_mut(&id) else { return };
+        if attempt.phase == Phase::Stopping {
+            return;
+        }
+        attempt.phase = Phase::Stopping;
+        for place in &attempt.lease.places {
+            if !attempt.released.contains(&place.node) {
+                let order = Order::Stop { attempt: id, grace: STOP_GRACE };
+                self.outbox.orders.push((place.node.clone(), order));
+            }
+        }
+    }
+
+    /// A task's end. The first that went wrong takes the rest of the gang with it.
+    fn task_ended(&mut self, id: AttemptId, rank: u32, end: &TaskEnd) {
+        let Some(attempt) = self.jobs.attempts.get_mut(&id) else { return };
+        if rank >= attempt.spec.gang.ranks() || attempt.ended.contains_key(&rank) {
+            return;
+        }
+        attempt.ended.insert(rank, end.clone());
+        if !end.is_success() {
+            attempt.first_failure.get_or_insert((rank, end.clone()));
+            if !attempt.is_over() {
+                self.stop_places(id);
+            }
+        }
+        self.settle(id);
+    }
+
+    fn place_released(
+        &mut self,
+        id: AttemptId,
+        node: &NodeId,
+        occupied: &BTreeMap<GpuId, Vec<u32>>,
+    ) {
+        if !self.jobs.attempts.get(&id).is_some_and(|a| a.holds(node)) {
+            // Heard before: the agent only wants to know that it may forget it.
+            self.outbox.orders.push((node.clone(), Order::Forget { attempt: id }));
+            return;
+        }
+        self.give_back(id, node, occupied);
+        self.outbox.orders.push((node.clone(), Order::Forget { attempt: id }));
+        self.settle(id);
+    }
+
+    fn place_written_off(
+        &mut self,
+        id: AttemptId,
+        node: &NodeId,
+        charged_until: UnixMillis,
+        why: WriteOffWhy,
+    ) {
+        let Some(attempt) = self.jobs.attempts.get_mut(&id).filter(|a| a.holds(node)) else {
+            return;
+        };
+        attempt.written_off.insert(node.clone());
+        let Some((index, place)) = attempt.place(node).map(|(i, p)| (i, p.clone())) else { return };
+        let end = if why == WriteOffWhy::LeaseLapsed { TaskEnd::Lapsed } else { TaskEnd::Unknown };
+        for rank in attempt.ranks_at(index) {
+            if !attempt.ended.contains_key(&rank) {
+                attempt.ended.insert(rank, end.clone());
+                attempt.first_failure.get_or_insert((rank, end.clone()));
+            }
+        }
+        for gpu in &place.gpus {
+            let closed = &mut self.outbox.closed;
+            self.timeline.unknown_since(gpu, charged_until, self.now, closed);
+        }
+        self.give_back(id, node, &BTreeMap::new());
+        if self.jobs.attempts.get(&id).is_some_and(|a| !a.is_over()) {
+            self.stop_places(id);
+        }
+        self.settle(id);
+    }
+
+    fn give_back(&mut self, id: AttemptId, node: &NodeId, occupied: &BTreeMap<GpuId, Vec<u32>>) {
+        let Some(attempt) = self.jobs.attempts.get(&id) else { return };
+        let Some((_, place)) = attempt.place(node) else { return };
+        let place = place.clone();
+        self.jobs.mark_released(id, node);
+        if let Some(n) = self.nodes.get_mut(node) {
+            n.release(&place, id);
+            let ours = occupied.iter().filter(|(g, _)| place.gpus.contains(g));
+            n.occupied.extend(ours.map(|(g, pids)| (g.clone(), pids.clone())));
+            // A GPU that left the inventory while it was held ends its timeline now.
+            let listed: BTreeSet<&GpuId> = n.inventory.gpus.iter().map(|g| &g.id).collect();
+            for gpu in place.gpus.iter().filter(|g| !listed.contains(g)) {
+                self.timeline.retire(gpu, self.now, &mut self.outbox.closed);
+            }
+        }
+        self.refresh_classes(node);
+    }
+
+    /// Draws the conclusion for the job once nothing of the attempt can run any more, and lets the
+    /// attempt go once every GPU is back.
+    fn settle(&mut self, id: AttemptId) {
+        let Some(attempt) = self.jobs.attempts.get(&id) else { return };
+        let gone = attempt.all_released();
+        if !attempt.settled && attempt.is_over() {
+            let verdict = self.verdict(attempt);
+            // A new attempt may only follow when the old one holds nothing and cannot run.
+            let wait_for_release = matches!(verdict, Conclusion::Again { .. }) && !gone;
+            if !wait_for_release {
+                if let Some(attempt) = self.jobs.attempts.get_mut(&id) {
+                    attempt.settled = true;
+                }
+                self.conclude(id.job, verdict);
+            }
+        }
+        if gone {
+            self.jobs.attempts.remove(&id);
+            self.jobs.prune();
+        }
+    }
+
+    fn verdict(&self, attempt: &Attempt) -> Conclusion {
+        let job = self.jobs.get(attempt.lease.attempt.job);
+        let by = job.and_then(|j| j.cancelled_by.clone());
+        let ranks = attempt.spec.gang.ranks();
+        let all_well = (0..ranks).all(|r| attempt.ended.get(&r).is_some_and(TaskEnd::is_success));
+        if all_well {
+            return Conclusion::End(JobState::Succeeded, Some(0), String::new());
+        }
+        if let Some(by) = by {
+            let code = attempt.first_failure.as_ref().and_then(|(_, end)| end.exit_code());
+            return Conclusion::End(JobState::Cancelled, code, format!("cancelled by {by}"));
+        }
+        match &attempt.stop {
+            Some(StopWhy::TimeLimit) => {
+                let limit = attempt.spec.time_limit.unwrap_or_default();
+                let code = attempt.first_failure.as_ref().and_then(|(_, end)| end.exit_code());
+                return Conclusion::End(
+                    JobState::Failed,
+                    code,
+                    format!("stopped at its time limit of {limit}"),
+                );
+            }
+            Some(StopWhy::Refused { node, text }) => {
+                return Conclusion::Again {
+                    avoid: vec![node.clone()],
+                    why: format!("{node} could not start it: {text}"),
+                };
+            }
+            Some(StopWhy::LaunchTimeout { missing }) => {
+                let names: Vec<String> = missing.iter().map(NodeId::to_string).collect();
+                return Conclusion::Again {
+                    avoid: missing.clone(),
+                    why: format!("no answer in time from {}", names.join(", ")),
+                };
+            }
+            Some(StopWhy::Cancelled) | None => {}
+        }
+        let Some((rank, end)) = &attempt.first_failure else {
+            // Every rank is accounted for and none failed, yet not all ended well: never started.
+            return Conclusion::Again { avoid: Vec::new(), why: "it was never started".to_owned() };
+        };
+        let known = end.exit_code().is_some();
+        if !known && attempt.spec.requeue {
+            return Conclusion::Again {
+                avoid: Vec::new(),
+                why: format!("its attempt {} was lost: rank {rank} {end}", attempt.lease.attempt),
+            };
+        }
+        let text = if ranks == 1 { format!("it {end}") } else { format!("rank {rank} {end}") };
+        let state = if known { JobState::Failed } else { JobState::Lost };
+        Conclusion::End(state, end.exit_code(), text)
+    }
+
+    fn conclude(&mut self, id: JobId, conclusion: Conclusion) {
+        match conclusion {
+            Conclusion::End(state, code, outcome) => self.end_job(id, state, code, outcome),
+            Conclusion::Again { avoid, why } => {
+                let now = self.now;
+                let Some(job) = self.jobs.jobs.get_mut(&id) else { return };
+                job.failed_starts += 1;
+                if job.failed_starts >= FAILED_STARTS_MAX {
+                    let tries = job.failed_starts;
+                    let outcome = format!("given up after {tries} tries; the last: {why}");
+                    self.end_job(id, JobState::Failed, None, outcome);
+                    return;
+                }
+                job.avoid.extend(avoid);
+                job.not_before = Some(now.plus(Millis(1_000 << job.failed_starts.min(6))));
+                job.outcome = why;
+                job.started_at = None;
+                job.nodes.clear();
+                self.jobs.set_state(id, JobState::Pending);
+                self.outbox.jobs.insert(id);
+            }
+        }
+    }
+
+    fn end_job(&mut self, id: JobId, state: JobState, exit_code: Option<i32>, outcome: String) {
+        let now = self.now;
+        if let Some(job) = self.jobs.jobs.get_mut(&id) {
+            job.ended_at = Some(now);
+            job.exit_code = exit_code;
+            job.outcome = outcome;
+        }
+        self.jobs.set_state(id, state);
+        self.jobs.prune();
+        self.outbox.jobs.insert(id);
+    }
+
+    // ---- looking
+
+    /// A job as everybody sees it. While it waits, its reason is the decision's and comes from there.
+    pub fn record(&self, job: &Job) -> JobRecord {
+        JobRecord {
+            id: job.id,
+            spec: tessera_model::JobSpec::clone(&job.spec),
+            state: job.state,
+            submitted_at: job.submitted_at,
+            started_at: job.started_at,
+            ended_at: job.ended_at,
+            exit_code: job.exit_code,
+            reason: self.reason(job),
+            attempt: job.attempt,
+            nodes: job.nodes.clone(),
+            cancel_requested: job.cancelled_by.is_some(),
+        }
+    }
+
+    fn reason(&self, job: &Job) -> String {
+        let attempt = job.attempt.and_then(|a| self.jobs.attempts.get(&a));
+        match (job.state, attempt) {
+            (JobState::Starting, Some(a)) => match a.phase {
+                Phase::Preparing => {
+                    format!("{} of {} nodes ready", a.prepared.len(), a.lease.places.len())
+                }
+                _ => "its tasks are being started".to_owned(),
+            },
+            (JobState::Stopping, Some(a)) => match &a.stop {
+                Some(StopWhy::Cancelled) => "cancelled, its tasks are being stopped".to_owned(),
+                Some(StopWhy::TimeLimit) => {
+                    "at its time limit, its tasks are being stopped".to_owned()
+                }
+                _ => "its tasks are being stopped".to_owned(),
+            },
+            (JobState::Running, Some(a)) => match &a.first_failure {
+                Some((rank, end)) => format!("rank {rank} {end}; the others are being stopped"),
+                None => self.silent_nodes(a),
+            },
+            _ => job.outcome.clone(),
+        }
+    }
+
+    fn silent_nodes(&self, attempt: &Attempt) -> String {
+        let silent: Vec<&str> = attempt
+            .lease
+            .places
+            .iter()
+            .filter(|p| self.nodes.get(&p.node).is_some_and(|n| n.state != NodeState::Up))
+            .map(|p| p.node.as_str())
+            .collect();
+        if silent.is_empty() {
+            String::new()
+        } else {
+            format!("no word from {}; it is believed to go on there", silent.join(", "))
+        }
+    }
+}
+
+/// What follows for a job from an attempt that is over.
+enum Conclusion {
+    End(JobState, Option<i32>, String),
+    Again { avoid: Vec<NodeId>, why: String },
+}

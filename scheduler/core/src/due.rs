@@ -1,0 +1,94 @@
+//! What the passing of time brings about. Asked by the writer at each beat; the answer is events,
+//! so time itself is never a hidden input.
+
+use tessera_model::{Millis, NodeId, NodeState, UnixMillis};
+
+use crate::cluster::Cluster;
+use crate::event::{Event, StopWhy, WriteOffWhy};
+use crate::job_table::Phase;
+
+/// How long is too long. `lost` is longer than `lease`, since a node may only be written off when
+/// its shims have stopped what ran under a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Without a heartbeat for this long, a node gets no new jobs.
+    pub silent: Millis,
+    /// How long a heartbeat's grant lets an attempt with a lease run.
+    pub lease: Millis,
+    /// Without a heartbeat for this long, leases on the node have lapsed for certain.
+    pub lost: Millis,
+    /// From the grant of a lease until every task was started.
+    pub launch: Millis,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            silent: Millis::from_secs(10),
+            lease: Millis::from_secs(600),
+            lost: Millis::from_secs(660),
+            launch: Millis::from_secs(60),
+        }
+    }
+}
+
+/// All that is due at `now`.
+pub fn due(cluster: &Cluster, now: UnixMillis, limits: &Limits) -> Vec<Event> {
+    let mut events = Vec::new();
+    for (id, node) in &cluster.nodes {
+        let (node_id, last_seen, quiet) = (id.clone(), node.last_seen, now.since(node.last_seen));
+        match node.state {
+            NodeState::Up if quiet > limits.silent => {
+                events.push(Event::NodeSilent { node: node_id, last_seen });
+            }
+            NodeState::Silent if quiet > limits.lost => {
+                events.push(Event::NodeLost { node: node_id, last_seen });
+            }
+            NodeState::Lost => events.extend(lapsed(cluster, id, last_seen, limits)),
+            _ => {}
+        }
+    }
+    for (id, attempt) in &cluster.jobs.attempts {
+        let overdue = match attempt.phase {
+            Phase::Running => {
+                attempt.deadline().is_some_and(|d| d <= now).then_some(StopWhy::TimeLimit)
+            }
+            Phase::Preparing | Phase::Committed { .. }
+                if now.since(attempt.granted_at) > limits.launch =>
+            {
+                let committed = attempt.phase != Phase::Preparing;
+                let answered = |n: &NodeId| {
+                    if committed {
+                        attempt.started.contains(n)
+                    } else {
+                        attempt.prepared.contains_key(n)
+                    }
+                };
+                let places = attempt.lease.places.iter();
+                let missing = places.map(|p| &p.node).filter(|n| !answered(n)).cloned().collect();
+                Some(StopWhy::LaunchTimeout { missing })
+            }
+            _ => None,
+        };
+        if let Some(why) = overdue {
+            events.push(Event::AttemptStopping { attempt: *id, why });
+        }
+    }
+    events
+}
+
+/// Attempts under a lease on a lost node: their shims have stopped them by now.
+fn lapsed<'a>(
+    cluster: &'a Cluster,
+    node: &'a NodeId,
+    last_seen: UnixMillis,
+    limits: &'a Limits,
+) -> impl Iterator<Item = Event> + 'a {
+    let under_lease = cluster.jobs.attempts_on(node).filter(|a| a.spec.requeue && a.holds(node));
+    under_lease.map(move |a| Event::PlaceWrittenOff {
+        attempt: a.lease.attempt,
+        node: node.clone(),
+        charged_until: last_seen.plus(limits.lease),
+        why: WriteOffWhy::LeaseLapsed,
+    })
+}
