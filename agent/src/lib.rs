@@ -1,1 +1,10 @@
 //! The agent, one per node: reads GPUs and NICs, streams what it sees, and runs the tasks it is told to.
+
+pub mod probe; // what this node has, and how it is
+pub mod sampler; // who reads it, and when
+pub mod mailbox; // the way of a sample to the uplink: bounded
+pub mod spool; // samples that wait on disk
+pub mod telemetry; // the uplink
+
+pub mod runner; // tasks on this node
+pub mod session; // one life of this agent, and its lease

@@ -70,11 +70,17 @@ impl<T> Drop for Sender<T> {
     }
 }
 
-/// The end that takes out.
+/// The end that takes out. Copies of it share what is in the box.
 #[derive(Debug)]
 pub struct Receiver<T> {
     items: crossbeam_channel::Receiver<T>,
     shared: Arc<Shared>,
+}
+
+impl<T> Clone for Receiver<T> {
+    fn clone(&self) -> Self {
+        Self { items: self.items.clone(), shared: self.shared.clone() }
+    }
 }
 
 impl<T> Receiver<T> {

@@ -13,6 +13,7 @@ use tessera_proto::v1::{
     self, admin_client::AdminClient, jobs_client::JobsClient, nodes_client::NodesClient,
     usage_client::UsageClient,
 };
+use tessera_proto::{jobs, nodes};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::{Interceptor, interceptor::InterceptedService};
 use tonic::transport::Channel;
@@ -143,9 +144,7 @@ impl Api {
     }
 
     pub async fn list(&self, request: &v1::ListJobsRequest) -> Outcome<JobList> {
-        let reply = self
-            .ask(|api| async move { api.jobs().list(request.clone()).await })
-            .await?;
+        let reply = self.ask(|api| async move { api.jobs().list(request.clone()).await }).await?;
         Ok(JobList {
             jobs: reply.jobs.into_iter().map(job_record).collect::<Outcome<_>>()?,
             total: reply.total,
@@ -160,18 +159,15 @@ impl Api {
     ) -> Outcome<tessera_model::Explanation> {
         let request = v1::ExplainRequest { subject: Some(subject) };
         let request = &request;
-        let reply = self
-            .ask(|api| async move { api.jobs().explain(request.clone()).await })
-            .await?;
+        let reply =
+            self.ask(|api| async move { api.jobs().explain(request.clone()).await }).await?;
         explanation(reply)
     }
 
     /// Nodes by name; none named: all.
     pub async fn node_list(&self, names: &[String]) -> Outcome<Vec<NodeRecord>> {
         let request = &v1::ListNodesRequest { nodes: names.to_vec() };
-        let reply = self
-            .ask(|api| async move { api.nodes().list(request.clone()).await })
-            .await?;
+        let reply = self.ask(|api| async move { api.nodes().list(request.clone()).await }).await?;
         reply.nodes.into_iter().map(node_record).collect()
     }
 
@@ -209,19 +205,19 @@ pub struct JobList {
 }
 
 pub fn job_record(job: v1::Job) -> Outcome<JobRecord> {
-    JobRecord::try_from(job).map_err(strange)
+    jobs::job_from_wire(job).map_err(strange)
 }
 
 pub fn node_record(node: v1::Node) -> Outcome<NodeRecord> {
-    NodeRecord::try_from(node).map_err(strange)
+    nodes::node_from_wire(node).map_err(strange)
 }
 
 pub fn explanation(reply: v1::ExplainReply) -> Outcome<tessera_model::Explanation> {
-    tessera_model::Explanation::try_from(reply).map_err(strange)
+    jobs::explanation_from_wire(reply).map_err(strange)
 }
 
 /// An answer that this client cannot read: most likely it is older than the scheduler.
-fn strange(refusal: tessera_model::Refusal) -> Failure {
+pub fn strange(refusal: tessera_model::Refusal) -> Failure {
     Failure::no_answer(
         "strange_answer",
         format!("the scheduler's answer cannot be read: {refusal}"),

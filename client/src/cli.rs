@@ -2,10 +2,12 @@
 //!
 //! In: arguments. Out: one [`Cli`]. What each verb does stands in `commands`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tessera_model::{Bytes, JobState, Millis, Role, UsageKey, Within};
+use tessera_model::usage::UsageKey;
+use tessera_model::{Bytes, JobState, Millis, Role, Within};
 
 use crate::jobfile::{Draft, Work, parse_within};
 use crate::output::Colour;
@@ -33,6 +35,21 @@ pub struct Cli {
     pub verb: Verb,
 }
 
+/// Stands behind the first `--` of a submit while it is parsed: clap drops the dashes, and with
+/// them whether a script or a command was meant. No one types a control character.
+const COMMAND: &str = "\u{1}command";
+
+impl Cli {
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut args: Vec<OsString> = args.into_iter().collect();
+        let dashes = args.iter().position(|a| a == "--");
+        if let Some(at) = dashes.filter(|at| args[1..*at].iter().any(|a| a == "submit")) {
+            args.insert(at + 1, COMMAND.into());
+        }
+        Self::try_parse_from(args)
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Common {
     /// Settings file: server, CA and token.
@@ -45,7 +62,14 @@ pub struct Common {
     #[arg(long, global = true, help_heading = "Common options")]
     pub json: bool,
     /// When to use colour. NO_COLOR is honoured.
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true, help_heading = "Common options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Common options"
+    )]
     pub color: Colour,
 }
 
@@ -107,11 +131,9 @@ pub enum Verb {
     #[command(after_long_help = "Examples:\n  tessera cancel 812\n  tessera cancel 812-815 last")]
     Cancel(JobsArg),
     /// List nodes and who holds their GPUs; with names, their details and newest readings
-    #[command(
-        after_long_help = "Each GPU is one character:\n  \
+    #[command(after_long_help = "Each GPU is one character:\n  \
             ■ held   □ free   ✗ sick   ▒ kept from new jobs     (# . x ~ without UTF-8)\n\n\
-            Examples:\n  tessera nodes\n  tessera nodes n09"
-    )]
+            Examples:\n  tessera nodes\n  tessera nodes n09")]
     Nodes(NodesArgs),
     /// Keep new jobs away from nodes; what runs there goes on
     #[command(after_long_help = "Example:\n  tessera cordon n09 --reason 'XID 79 on GPU 2'")]
@@ -255,12 +277,9 @@ pub struct SubmitArgs {
     /// Print only the id
     #[arg(short = 'q', long, visible_alias = "parsable")]
     pub quiet: bool,
-    /// A script and its arguments
-    #[arg(value_name = "SCRIPT", trailing_var_arg = true, num_args = 0..)]
-    pub script: Vec<String>,
-    /// A command and its arguments
-    #[arg(value_name = "COMMAND", last = true)]
-    pub command: Vec<String>,
+    /// A script and its arguments; after `--`, a command and its arguments
+    #[arg(value_name = "SCRIPT | -- COMMAND", trailing_var_arg = true, num_args = 0..)]
+    pub words: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -307,12 +326,12 @@ impl RequestArgs {
 
 impl SubmitArgs {
     pub fn work(&self) -> Option<Work> {
-        match (self.script.split_first(), self.command.is_empty()) {
-            (Some((path, args)), _) => {
-                Some(Work::Script { path: PathBuf::from(path), args: args.to_vec() })
+        match self.words.split_first()? {
+            (first, rest) if first == COMMAND => Some(Work::Command(rest.to_vec())),
+            (path, args) => {
+                let args = args.iter().filter(|a| *a != COMMAND).cloned().collect();
+                Some(Work::Script { path: PathBuf::from(path), args })
             }
-            (None, false) => Some(Work::Command(self.command.clone())),
-            (None, true) => None,
         }
     }
 }
@@ -439,10 +458,12 @@ pub enum PricesVerb {
     /// Show all versions (the default)
     List,
     /// Publish a new version; earlier ones stay as they are
-    #[command(after_long_help = "The first model part that matches a GPU's name counts, so write the \
+    #[command(
+        after_long_help = "The first model part that matches a GPU's name counts, so write the \
             longer names first. A file:\n  \
             from = \"2026-12-01\"\n  note = \"winter\"\n  \
-            [[prices]]\n  gpu_model = \"h100\"\n  usd_per_gpu_hour = \"2.95\"")]
+            [[prices]]\n  gpu_model = \"h100\"\n  usd_per_gpu_hour = \"2.95\""
+    )]
     Set(PricesSetArgs),
 }
 
@@ -614,7 +635,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, String> {
-        Cli::try_parse_from(line.split_whitespace()).map_err(|e| e.to_string())
+        Cli::read(line.split_whitespace().map(OsString::from)).map_err(|e| e.to_string())
     }
 
     fn submit(line: &str) -> SubmitArgs {

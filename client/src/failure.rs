@@ -29,13 +29,7 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 impl Failure {
     /// The answer is no.
     pub fn no(kind: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            exit: NO,
-            kind,
-            field: String::new(),
-            message: message.into(),
-            hint: hint.into(),
-        }
+        Self { exit: NO, kind, field: String::new(), message: message.into(), hint: hint.into() }
     }
 
     /// The question could not be asked: bad settings, a bad file, nobody there.

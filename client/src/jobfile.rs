@@ -99,7 +99,10 @@ impl Draft {
             Work::Command(argv) => {
                 let name = argv.first().map(|p| base_name(Path::new(p))).unwrap_or_default();
                 if argv.first().is_none_or(String::is_empty) {
-                    return Err(Failure::usage("the command is empty", "name a program after `--`"));
+                    return Err(Failure::usage(
+                        "the command is empty",
+                        "name a program after `--`",
+                    ));
                 }
                 (argv, None, name)
             }
@@ -206,7 +209,8 @@ pub fn shape(draft: &Draft, largest: u32) -> Outcome<(u32, u32, Option<String>)>
             ));
         }
     };
-    let on = if nodes == 1 { "1 node".to_owned() } else { format!("{nodes} nodes, {each} on each") };
+    let on =
+        if nodes == 1 { "1 node".to_owned() } else { format!("{nodes} nodes, {each} on each") };
     Ok((nodes, each, Some(format!("{total} GPUs read as {on}"))))
 }
 
@@ -319,7 +323,11 @@ fn read_table(text: &str, path: &Path) -> Result<Draft, Fault> {
                 if version != 1 {
                     return Err(Fault {
                         hint: "this tessera reads version = 1".to_owned(),
-                        ..fault(value, name, format!("version {version} of the job file is unknown"))
+                        ..fault(
+                            value,
+                            name,
+                            format!("version {version} of the job file is unknown"),
+                        )
                     });
                 }
             }
@@ -353,8 +361,12 @@ fn read_table(text: &str, path: &Path) -> Result<Draft, Fault> {
                 })?);
             }
             "requeue" => {
-                draft.requeue =
-                    Some(value.get_ref().as_bool().ok_or_else(|| wrong_type(value, name, "true or false"))?);
+                draft.requeue = Some(
+                    value
+                        .get_ref()
+                        .as_bool()
+                        .ok_or_else(|| wrong_type(value, name, "true or false"))?,
+                );
             }
             "command" => command = Some((value, list_of(value, name)?)),
             "script" => script = Some((value, text_of(value, name)?)),
@@ -402,7 +414,8 @@ fn read_table(text: &str, path: &Path) -> Result<Draft, Fault> {
 }
 
 fn placement(value: &Value<'_>) -> Result<Vec<Within>, Fault> {
-    let table = value.get_ref().as_table().ok_or_else(|| wrong_type(value, "placement", "a table"))?;
+    let table =
+        value.get_ref().as_table().ok_or_else(|| wrong_type(value, "placement", "a table"))?;
     let mut within = Vec::new();
     for (key, value) in table {
         if *key.get_ref() != "within" {
@@ -449,7 +462,8 @@ fn wrong_type(value: &Value<'_>, field: &str, want: &str) -> Fault {
 }
 
 fn text_of(value: &Value<'_>, field: &str) -> Result<String, Fault> {
-    let text = value.get_ref().as_str().ok_or_else(|| wrong_type(value, field, "a text in quotes"))?;
+    let text =
+        value.get_ref().as_str().ok_or_else(|| wrong_type(value, field, "a text in quotes"))?;
     Ok(text.to_owned())
 }
 

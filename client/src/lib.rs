@@ -17,13 +17,11 @@ pub mod when; // points in time
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use cli::Cli;
 use output::Screen;
 
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers; their reader may have gone, which is fine too.
@@ -32,18 +30,16 @@ pub fn main() -> ExitCode {
         }
     };
     let screen = Screen::detect(cli.common.json, cli.common.color);
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            let failure = failure::Failure::no_answer("system", format!("no threads: {error}"), "");
-            screen.failure(&failure);
-            return ExitCode::from(failure.exit);
-        }
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let failure =
+                    failure::Failure::no_answer("system", format!("no threads: {error}"), "");
+                screen.failure(&failure);
+                return ExitCode::from(failure.exit);
+            }
+        };
     let code = match runtime.block_on(commands::run(&cli, &screen)) {
         Ok(code) => code,
         Err(failure) if failure.is_broken_pipe() => 0,

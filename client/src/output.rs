@@ -346,12 +346,8 @@ mod tests {
     };
 
     fn grid() -> Grid {
-        let mut grid = Grid::with_remark(vec![
-            right("JOB"),
-            left("NAME"),
-            left("USER").spare(1),
-            left("WHY"),
-        ]);
+        let mut grid =
+            Grid::with_remark(vec![right("JOB"), left("NAME"), left("USER").spare(1), left("WHY")]);
         grid.row(["7", "a", "ada", ""]);
         grid.row(["812", "train\x1b[2J", "grace", "needs 4 nodes in one leaf, the best has 2"]);
         grid

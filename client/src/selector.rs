@@ -74,8 +74,7 @@ pub fn ids(selectors: &[Selector], last: Option<JobId>) -> Vec<JobId> {
 /// The ids the words name; asks the scheduler only where `last` is among them.
 pub async fn resolve(api: &crate::call::Api, words: &[String]) -> Outcome<Vec<JobId>> {
     let selectors = parse_all(words)?;
-    let last =
-        if selectors.contains(&Selector::Last) { Some(api.last_job().await?) } else { None };
+    let last = if selectors.contains(&Selector::Last) { Some(api.last_job().await?) } else { None };
     Ok(ids(&selectors, last))
 }
 

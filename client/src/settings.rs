@@ -111,13 +111,12 @@ fn newest_dev(around: &Surroundings) -> Option<PathBuf> {
 }
 
 pub fn is_alive(pid: u32) -> bool {
-    i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-        .is_some_and(|pid| match rustix::process::test_kill_process(pid) {
+    i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).is_some_and(|pid| {
+        match rustix::process::test_kill_process(pid) {
             Ok(()) => true,
             Err(error) => error == rustix::io::Errno::PERM,
-        })
+        }
+    })
 }
 
 /// Reads one settings file.
@@ -151,7 +150,8 @@ pub fn read(path: &Path) -> Outcome<Settings> {
     }
     let beside = |file: String| -> Outcome<String> {
         let file = path.parent().unwrap_or(Path::new(".")).join(file);
-        std::fs::read_to_string(&file).map_err(|error: io::Error| Failure::file("read", &file, &error))
+        std::fs::read_to_string(&file)
+            .map_err(|error: io::Error| Failure::file("read", &file, &error))
     };
     let either = |key: &str, file_key: &str| -> Outcome<String> {
         match (word(key)?, word(file_key)?) {
@@ -237,7 +237,10 @@ mod tests {
             ("server = 7", "`server` must be a text, not integer"),
             ("server = \"http://x:1\"\nca = \"\"\ntoken = \"t\"", "must begin with https://"),
             ("server = \"https://x:1\"\ntoken = \"t\"", "neither `ca` nor `ca_file` is given"),
-            ("server = \"https://x:1\"\nca = \"c\"\ntoken = \"a b\"", "the token is empty or holds"),
+            (
+                "server = \"https://x:1\"\nca = \"c\"\ntoken = \"a b\"",
+                "the token is empty or holds",
+            ),
             ("serve = \"https://x:1\"", "unknown key `serve`, did you mean `server`?"),
             ("a = 1\nb = [", "line 2"),
             ("server = \"https://x:1\"\nca_file = \"no.pem\"\ntoken = \"t\"", "no.pem"),

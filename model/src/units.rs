@@ -340,7 +340,7 @@ impl fmt::Display for Bytes {
         let steps = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
         match steps.iter().find(|(shift, _)| self.0 >> shift > 0) {
             Some((shift, unit)) => {
-                let tenths = u128::from(self.0) * 10 >> shift;
+                let tenths = (u128::from(self.0) * 10) >> shift;
                 if tenths % 10 == 0 {
                     write!(f, "{} {unit}", tenths / 10)
                 } else {

@@ -12,17 +12,10 @@ pub mod v1 {
 /// All `.proto` files as one descriptor set, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tessera.bin"));
 
+pub mod dial; // a TLS channel to the scheduler
 mod door; // checks every door shares
-
-/// A TLS channel to the scheduler.
-pub mod dial;
-/// Jobs, explanations, and how tasks end.
-pub mod jobs;
-/// Inventories, conditions, records, topology.
-pub mod nodes;
-/// Refusals as gRPC statuses, and back.
-pub mod status;
-/// Samples as columns, and as readings.
-pub mod telemetry;
-/// Lines and prices.
-pub mod usage;
+pub mod jobs; // jobs, explanations, and how tasks end
+pub mod nodes; // inventories, conditions, records, topology
+pub mod status; // refusals as gRPC statuses, and back
+pub mod telemetry; // samples as columns, and as readings
+pub mod usage; // lines and prices

@@ -10,3 +10,6 @@ pub mod tokens; // secrets of people and joining nodes
 pub mod ca; // certificates
 pub mod series; // newest readings
 pub mod serve; // the port
+pub mod clock; // time that does not go back
+pub mod store; // the journal and what follows from it
+pub mod writer; // the one loop

@@ -44,7 +44,7 @@ pub struct Minted {
 }
 
 /// A token somebody showed: which it claims to be, and the hash of what it knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shown {
     pub id: String,
     /// SHA-256 of the secret part, in hex.

@@ -79,11 +79,12 @@ pub fn init() -> Answer {
     if node.scenario.node.preset == Preset::CpuOnly || node.effects().driver_down {
         return Err(Code::DRIVER_NOT_LOADED);
     }
-    hold(&node, None, "nvmlInit_v2");
     node.events.clear();
     life.driver = node.driver_generation();
     life.generation = life.generation.wrapping_add(1) & GENERATION;
     life.refs = 1;
+    drop(life);
+    hold(&node, None, "nvmlInit_v2");
     Ok(())
 }
 

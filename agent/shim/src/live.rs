@@ -290,11 +290,11 @@ fn kill_marked(spec: &TaskSpec, state: Option<&TaskState>, deadline: Instant) ->
             if pid == std::process::id() || !ours(pid) {
                 continue;
             }
+            found = true;
             let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
             // Looked at again through a held pidfd, so that a reused pid is never killed.
             let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else { continue };
             if ours(pid) {
-                found = true;
                 // Gone in between is as good as killed; a refusal shows as "still there".
                 let _ = pidfd_send_signal(&pidfd, Signal::KILL);
             }

@@ -218,9 +218,13 @@ fn a_renewed_lease_is_found_when_the_old_deadline_passes() {
     let mut task = Task::prepare(Fence::Cooperative, UNTIL_GO, |spec| {
         spec.policy_on_lapse = LapsePolicy::Stop
     });
+    task.dir.write_lease(lease_in(3_600_000)).unwrap();
+    task.spawn();
+    task.line("ready");
     let first = lease_in(1_000);
     task.dir.write_lease(first).unwrap();
-    task.spawn();
+    task.ask(Op::Lease);
+    // From here on the shim knows the near deadline, and only the file knows the far one.
     task.dir.write_lease(lease_in(3_600_000)).unwrap();
     wait_for("the first deadline to pass", || {
         (Some(proc::boottime_ms()) > first.deadline_boottime_ms).then_some(())

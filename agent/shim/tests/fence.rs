@@ -5,11 +5,13 @@ mod common;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Instant;
 
 use common::{Fence, PATIENCE, Task, fences, is_root, wait_for};
+use tessera_shim::control::Phase;
 use tessera_shim::spec::{Resource, Rlimit};
-use tessera_shim::{Liveness, liveness, proc, reap_dead};
+use tessera_shim::{Liveness, Op, liveness, proc, reap_dead};
 
 /// Starts a daemon the classic way: new session, parent gone, and says its pid.
 const DAEMON: &str = "(setsid sh -c 'echo daemon $$; exec sleep 1000' &)\n";
@@ -25,6 +27,37 @@ fn a_daemon_dies_with_the_job() {
         assert_eq!(task.exit().code, Some(5), "{fence:?}");
         assert!(!daemon.runs(), "{fence:?}: gone before the end was written");
     }
+}
+
+/// A process that no signal reaches, like one that hangs in a driver: here one frozen by a v1
+/// freezer. What it holds is not free, so there is no end to report yet.
+#[test]
+fn there_is_no_end_while_a_process_cannot_be_killed() {
+    let freezer =
+        Path::new("/sys/fs/cgroup/freezer").join(format!("shim-test-{}", std::process::id()));
+    if fs::create_dir(&freezer).is_err() {
+        return; // no v1 freezer here, or not ours
+    }
+    for fence in fences() {
+        let script = format!("{DAEMON} while [ ! -e go ]; do sleep 0.01; done; exit 5");
+        let mut task = Task::start(fence, &script);
+        let daemon = task.pid_line("daemon ");
+        fs::write(freezer.join("cgroup.procs"), daemon.pid.to_string()).unwrap();
+        fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
+        let frozen = || fs::read_to_string(freezer.join("freezer.state")).unwrap() == "FROZEN\n";
+        wait_for("the freezer", || frozen().then_some(()));
+        fs::write(task.path("go"), "").unwrap();
+        wait_for("the kill", || (task.ask(Op::Ping).phase == Some(Phase::Killing)).then_some(()));
+        // Several rounds of the shim's loop later it is still waiting.
+        for _ in 0..50 {
+            assert_eq!(task.ask(Op::Ping).phase, Some(Phase::Killing), "{fence:?}");
+        }
+        assert!(matches!(liveness(&task.dir).unwrap(), Liveness::Running(_)), "{fence:?}");
+        fs::write(freezer.join("freezer.state"), "THAWED").unwrap();
+        assert_eq!(task.exit().code, Some(5), "{fence:?}");
+        assert!(!daemon.runs());
+    }
+    wait_for("the freezer to be let go", || fs::remove_dir(&freezer).ok());
 }
 
 #[test]

@@ -31,15 +31,39 @@ pub fn capacity(sysfs: &Path) -> HostCapacity {
     HostCapacity { cpus, memory: Bytes(memory.unwrap_or(0)) }
 }
 
+/// Words of 64 CPUs that a CPU mask of this machine takes: NVML counts masks in words.
+pub fn cpu_words(sysfs: &Path) -> usize {
+    let list = fs::read_to_string(sysfs.join("devices/system/cpu/present")).unwrap_or_default();
+    let last = ranges(list.trim()).and_then(|ranges| ranges.iter().map(|(_, last)| *last).max());
+    let cpus = last.map_or(u64::from(capacity(sysfs).cpus), |last| u64::from(last) + 1);
+    usize::try_from(cpus.div_ceil(64)).unwrap_or(1).max(1)
+}
+
+/// The one NUMA node that all of these CPUs are in.
+pub fn numa_of_cpus(sysfs: &Path, cpus: &[u32]) -> Option<u32> {
+    let mut nodes = fs::read_dir(sysfs.join("devices/system/node")).ok()?.flatten().filter(|entry| {
+        let list = fs::read_to_string(entry.path().join("cpulist")).unwrap_or_default();
+        let ranges = ranges(list.trim()).unwrap_or_default();
+        cpus.iter().any(|cpu| ranges.iter().any(|(first, last)| (first..=last).contains(&cpu)))
+    });
+    let node = nodes.next()?.file_name().to_string_lossy().strip_prefix("node")?.parse().ok();
+    if nodes.next().is_some() { None } else { node }
+}
+
 /// How many numbers a list such as `0-63,128-191` names.
 fn count_in_list(list: &str) -> Option<u32> {
-    let mut count: u32 = 0;
-    for range in list.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
-    }
-    Some(count)
+    ranges(list)?.iter().try_fold(0_u32, |sum, (first, last)| sum.checked_add(last - first + 1))
+}
+
+/// First and last of each range in a list.
+fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
+    list.split(',')
+        .map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+            (first <= last && last < u32::MAX).then_some((first, last))
+        })
+        .collect()
 }
 
 /// `Node 0 MemTotal: 263921512 kB`, over all nodes. `None` where one cannot be read.
@@ -88,6 +112,13 @@ impl HostReader {
             ..HostSample::default()
         }
     }
+}
+
+/// Whether a program of that name runs on this machine.
+pub fn runs(name: &str) -> bool {
+    fs::read_dir("/proc").into_iter().flatten().flatten().any(|entry| {
+        fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    })
 }
 
 /// Resident memory of this process, bytes.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use tessera_model::{AttemptId, Epoch};
 use tessera_shim::{ShimChild, TaskDir, TaskExit, TaskLease};
@@ -57,12 +58,14 @@ struct Attempt {
     /// What its shims were told last.
     lease_until: Option<BootMillis>,
     releasing: bool,
+    /// When its tasks are killed, if they were told to stop.
+    kill_at: Option<Instant>,
 }
 
 /// Hands a command to the attempt's task, which begins if there is none.
 pub(super) fn send(shared: &Arc<Shared>, id: AttemptId, command: Command) {
     if let Some(orders) = shared.book.deliver(id, command) {
-        tokio::spawn(Attempt::new(shared, id, orders).run());
+        shared.runtime.spawn(Attempt::new(shared, id, orders).run());
     }
 }
 
@@ -89,7 +92,7 @@ pub(super) fn adopt(shared: &Arc<Shared>, left: LeftBehind) {
         }
     }
     let tombstone = left.tombstone;
-    tokio::spawn(async move {
+    shared.runtime.spawn(async move {
         if !left.started {
             // Prepared for a session that is over, or stopped before it began: nobody may start
             // it any more. Without ranks there is nothing to end.
@@ -121,6 +124,7 @@ impl Attempt {
             beside: JoinSet::new(),
             lease_until: None,
             releasing: false,
+            kill_at: None,
         }
     }
 
@@ -331,6 +335,12 @@ impl Attempt {
     }
 
     fn stop_tasks(&mut self, grace: Duration) {
+        let kill_at = Instant::now() + grace;
+        if self.kill_at.is_some_and(|earlier| earlier <= kill_at) {
+            // The same order again.
+            return;
+        }
+        self.kill_at = Some(kill_at);
         let status = self.status();
         for rank in status.ranks.filter(|rank| !status.ended.contains_key(rank)) {
             let dir = TaskDir::new(rank_dir(&self.dir, rank));

@@ -106,6 +106,8 @@ pub(crate) struct Shared {
     /// Shims started at once; each is a fork and a few fsyncs.
     starts: tokio::sync::Semaphore,
     done: done::Done,
+    /// Where attempts' tasks run, whoever brings their orders.
+    runtime: tokio::runtime::Handle,
 }
 
 impl Shared {
@@ -134,6 +136,7 @@ impl Runner {
             settings,
             gpus,
             session,
+            runtime: tokio::runtime::Handle::current(),
         });
         for left in adopt::left_behind(&shared.settings.state.join("jobs"))? {
             attempt::adopt(&shared, left);

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep};
@@ -90,16 +91,30 @@ impl<T: AsFd> AsRawFd for Pidfd<T> {
     }
 }
 
+/// Follows a pidfd on the runtime's own event loop.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for types that may lose their descriptor; a Pidfd owns it to its end"
+)]
+fn follow<T: AsFd>(pidfd: T) -> io::Result<AsyncFd<Pidfd<T>>> {
+    AsyncFd::with_interest(Pidfd(pidfd), Interest::READABLE)
+}
+
 async fn readable(pidfd: OwnedFd) {
-    // Where it cannot be waited for, the caller looks again soon.
-    if let Ok(pidfd) = AsyncFd::with_interest(Pidfd(pidfd), Interest::READABLE) {
-        let _ = pidfd.readable().await;
+    match follow(pidfd) {
+        // An error here means that the runtime ends.
+        Ok(pidfd) => drop(pidfd.readable().await),
+        // Out of descriptors: the caller looks again after a pause.
+        Err(error) => {
+            tracing::warn!(%error, "could not follow a shim");
+            sleep(LAST_PAUSE).await;
+        }
     }
 }
 
 /// Waits for our own child and clears its zombie away.
 async fn wait_child(child: ShimChild) {
-    match AsyncFd::with_interest(Pidfd(child), Interest::READABLE) {
+    match follow(child) {
         Ok(mut pidfd) => {
             if pidfd.readable().await.is_ok() {
                 // Its exit status says nothing about the job.
@@ -107,7 +122,7 @@ async fn wait_child(child: ShimChild) {
             }
         }
         Err(error) => {
-            tracing::warn!(%error, "could not watch a shim by its pidfd; a thread waits for it");
+            tracing::warn!(%error, "could not follow a new shim; its record is looked at instead");
         }
     }
 }
@@ -132,6 +147,14 @@ pub(super) async fn all_up(dirs: Vec<TaskDir>) {
 /// shorten it to the order's grace, and go past a shim that does not do its work.
 pub(super) async fn stop(dir: TaskDir, grace: Duration) {
     let deadline = Instant::now() + grace;
+    let spec = dir.clone();
+    let own_grace = blocking(move || spec.read_spec().map(|spec| spec.kill_grace_ms)).await;
+    let own_grace = Duration::from_millis(own_grace.unwrap_or(0));
+    if grace > own_grace {
+        // The shim's own grace would end too early, so its stop has to begin later.
+        ask(&dir, Op::Signal { signal: Signal::TERM.as_raw() }).await;
+        sleep_until_or_gone(&dir, deadline - own_grace).await;
+    }
     let mut pause = FIRST_PAUSE;
     loop {
         if ask(&dir, Op::Stop).await || !alive(&dir).await {
@@ -148,7 +171,7 @@ pub(super) async fn stop(dir: TaskDir, grace: Duration) {
     if !alive(&dir).await {
         return;
     }
-    ask(&dir, Op::Signal { signal: Signal::Kill.number() }).await;
+    ask(&dir, Op::Signal { signal: Signal::KILL.as_raw() }).await;
     sleep_until_or_gone(&dir, deadline + SHIM_LATE).await;
     if !alive(&dir).await {
         return;
@@ -169,19 +192,7 @@ pub(super) async fn stop(dir: TaskDir, grace: Duration) {
     {
         tracing::error!(dir = %dir.path().display(), "the shim hangs; killing it, the task's end will be unknown");
         // Gone in between is what we want.
-        let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-    }
-}
-
-enum Signal {
-    Kill,
-}
-
-impl Signal {
-    fn number(self) -> i32 {
-        match self {
-            Self::Kill => rustix::process::Signal::KILL.as_raw(),
-        }
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     }
 }
 

@@ -24,20 +24,15 @@ pub async fn run(api: &Api, args: &LogsArgs, screen: &Screen) -> Outcome<u8> {
 }
 
 /// Prints the job's output to its end, or to where it is now.
-pub async fn stream(
-    api: &Api,
-    id: JobId,
-    ranks: &Ranks,
-    follow: bool,
-    screen: &Screen,
-) -> Outcome {
+pub async fn stream(api: &Api, id: JobId, ranks: &Ranks, follow: bool, screen: &Screen) -> Outcome {
     let several = match ranks.0.len() {
         0 => api.job(id).await?.spec.gang.ranks() > 1,
         n => n > 1,
     };
     let mut merger = Merger::new(several, screen);
     let json = screen.json;
-    let request = v1::LogsRequest { job_id: id.0, ranks: ranks.0.clone(), follow, ..Default::default() };
+    let request =
+        v1::LogsRequest { job_id: id.0, ranks: ranks.0.clone(), follow, ..Default::default() };
     pull(api, request, |piece| match piece {
         Piece::Bytes { rank, offset, data } if json => {
             screen.json_line(&PieceView { rank, offset, text: &String::from_utf8_lossy(data) })
@@ -184,7 +179,11 @@ impl Merger {
                 out.extend_from_slice(line);
             }
         }
-        if self.prefix && !out.is_empty() && out.last() != Some(&b'\n') && bytes.len() > LINE_BYTES_MAX {
+        if self.prefix
+            && !out.is_empty()
+            && out.last() != Some(&b'\n')
+            && bytes.len() > LINE_BYTES_MAX
+        {
             out.push(b'\n');
         }
         out

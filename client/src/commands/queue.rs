@@ -3,7 +3,7 @@
 //! In: filters. Out: a table in queue order, each waiting job with its reason.
 
 use tessera_model::{JobRecord, JobState, UnixMillis};
-use tessera_proto::v1;
+use tessera_proto::{jobs::state_to_wire, v1};
 
 use crate::call::{Api, JobList, check_user};
 use crate::cli::QueueArgs;
@@ -15,7 +15,7 @@ use crate::when;
 pub async fn run(api: &Api, args: &QueueArgs, screen: &Screen) -> Outcome<u8> {
     let request = v1::ListJobsRequest {
         teams: args.team.clone(),
-        states: args.state.iter().map(|s| wire_state(*s).into()).collect(),
+        states: args.state.iter().map(|s| state_to_wire(*s).into()).collect(),
         user: args.user.as_deref().map(check_user).transpose()?.unwrap_or_default(),
         limit: args.limit,
         // Asking for an ended state is asking for ended jobs.
@@ -32,19 +32,6 @@ pub async fn run(api: &Api, args: &QueueArgs, screen: &Screen) -> Outcome<u8> {
         }
     }
     Ok(0)
-}
-
-fn wire_state(state: JobState) -> v1::JobState {
-    match state {
-        JobState::Pending => v1::JobState::Pending,
-        JobState::Starting => v1::JobState::Starting,
-        JobState::Running => v1::JobState::Running,
-        JobState::Stopping => v1::JobState::Stopping,
-        JobState::Succeeded => v1::JobState::Succeeded,
-        JobState::Failed => v1::JobState::Failed,
-        JobState::Cancelled => v1::JobState::Cancelled,
-        JobState::Lost => v1::JobState::Lost,
-    }
 }
 
 pub fn table(list: &JobList, now: UnixMillis, screen: &Screen) -> String {

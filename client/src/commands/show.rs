@@ -35,11 +35,14 @@ pub fn text(job: &JobRecord, now: UnixMillis) -> String {
     let pairs = |map: &std::collections::BTreeMap<String, String>| {
         map.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")
     };
-    fact("state", if job.cancel_requested && !job.state.is_terminal() {
-        format!("{}, its end was asked for", job.state.word())
-    } else {
-        job.state.word().to_owned()
-    });
+    fact(
+        "state",
+        if job.cancel_requested && !job.state.is_terminal() {
+            format!("{}, its end was asked for", job.state.word())
+        } else {
+            job.state.word().to_owned()
+        },
+    );
     fact("reason", job.reason.clone());
     fact("exit code", job.exit_code.map(|c| c.to_string()).unwrap_or_default());
     fact("user", spec.user.to_string());
@@ -47,11 +50,14 @@ pub fn text(job: &JobRecord, now: UnixMillis) -> String {
     fact("project", spec.project.to_string());
     fact("submitted", since(job.submitted_at));
     fact("started", job.started_at.map(since).unwrap_or_default());
-    fact("ended", match (job.ended_at, job.started_at) {
-        (Some(end), Some(start)) => format!("{end}  (ran {})", when::between(start, end)),
-        (Some(end), None) => end.to_string(),
-        _ => String::new(),
-    });
+    fact(
+        "ended",
+        match (job.ended_at, job.started_at) {
+            (Some(end), Some(start)) => format!("{end}  (ran {})", when::between(start, end)),
+            (Some(end), None) => end.to_string(),
+            _ => String::new(),
+        },
+    );
     fact("asks for", shape_text(&spec.gang));
     fact("tasks", {
         let gang = &spec.gang;
@@ -73,10 +79,13 @@ pub fn text(job: &JobRecord, now: UnixMillis) -> String {
     fact("attempt", job.attempt.map(|a| a.to_string()).unwrap_or_default());
     fact("nodes", job.nodes.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(" "));
     fact("folder", spec.program.working_dir.clone().unwrap_or_default());
-    fact("command", match &spec.program.script {
-        Some(_) => format!("a script, with {:?}", spec.program.argv),
-        None => spec.program.argv.join(" "),
-    });
+    fact(
+        "command",
+        match &spec.program.script {
+            Some(_) => format!("a script, with {:?}", spec.program.argv),
+            None => spec.program.argv.join(" "),
+        },
+    );
     fact("env", pairs(&spec.program.env));
     fact("tags", pairs(&spec.tags));
     out

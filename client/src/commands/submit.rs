@@ -41,7 +41,11 @@ pub async fn run(api: &Api, args: &SubmitArgs, screen: &Screen) -> Outcome<u8> {
             }
         };
         // With --follow, stdout belongs to the job's own output.
-        if args.follow { screen.note(&line) } else { screen.line(line)? }
+        if args.follow {
+            screen.note(&line)
+        } else {
+            screen.line(line)?
+        }
         if !args.follow && !args.wait {
             screen.hint(&format!("tessera logs -f {id}"));
         }

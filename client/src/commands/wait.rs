@@ -50,8 +50,9 @@ async fn wait_all(api: &Api, ids: &[JobId], screen: &Screen) -> Outcome<Vec<JobR
     }
     let mut done = Vec::new();
     while let Some(joined) = waits.join_next().await {
-        let job = joined
-            .map_err(|error| Failure::no_answer("internal", format!("a wait broke: {error}"), ""))??;
+        let job = joined.map_err(|error| {
+            Failure::no_answer("internal", format!("a wait broke: {error}"), "")
+        })??;
         if !screen.json {
             screen.line(ended(&job))?;
         }
@@ -114,7 +115,12 @@ pub fn ended(job: &JobRecord) -> String {
     };
     let colon = if reason.is_empty() { "" } else { ": " };
     let word = job.state.word();
-    format!("job {} {word}{}{colon}{}", job.id, code.unwrap_or_default(), crate::output::printable(reason))
+    format!(
+        "job {} {word}{}{colon}{}",
+        job.id,
+        code.unwrap_or_default(),
+        crate::output::printable(reason)
+    )
 }
 
 pub fn exit_code(job: &JobRecord) -> u8 {

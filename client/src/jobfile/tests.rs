@@ -55,22 +55,49 @@ within = [{ level = "block" }, { level = "leaf", strength = "preferred" }, "pod:
 fn what_is_wrong_is_named_with_its_line() {
     let cases = [
         ("", "job.toml:1: `version` is missing | begin the file with `version = 1`"),
-        ("version = 2", "job.toml:1: version 2 of the job file is unknown | this tessera reads version = 1"),
-        ("version = 1\ngpu_per_node = 8", "job.toml:2: unknown key `gpu_per_node` | did you mean `gpus_per_node`?"),
-        ("version = 1\n[placment]\n", "job.toml:2: unknown key `placment` | did you mean `placement`?"),
-        ("version = 1\n[placement]\nwithn = []", "job.toml:3: unknown key `placement.withn` | did you mean `within`?"),
-        ("version = 1\nplacement.within = [{ level = \"leaf\", strenght = \"required\" }]", "unknown key `placement.within.strenght` | did you mean `strength`?"),
-        ("version = 1\nplacement.within = [{ level = \"leaf\", strength = \"must\" }]", "\"must\" is neither \"required\" nor \"preferred\""),
+        (
+            "version = 2",
+            "job.toml:1: version 2 of the job file is unknown | this tessera reads version = 1",
+        ),
+        (
+            "version = 1\ngpu_per_node = 8",
+            "job.toml:2: unknown key `gpu_per_node` | did you mean `gpus_per_node`?",
+        ),
+        (
+            "version = 1\n[placment]\n",
+            "job.toml:2: unknown key `placment` | did you mean `placement`?",
+        ),
+        (
+            "version = 1\n[placement]\nwithn = []",
+            "job.toml:3: unknown key `placement.withn` | did you mean `within`?",
+        ),
+        (
+            "version = 1\nplacement.within = [{ level = \"leaf\", strenght = \"required\" }]",
+            "unknown key `placement.within.strenght` | did you mean `strength`?",
+        ),
+        (
+            "version = 1\nplacement.within = [{ level = \"leaf\", strength = \"must\" }]",
+            "\"must\" is neither \"required\" nor \"preferred\"",
+        ),
         ("version = 1\nplacement.within = [{ strength = \"required\" }]", "`level` is missing"),
         ("version = 1\nnodes = \"8\"", "job.toml:2: `nodes` must be a whole number, not string"),
         ("version = 1\nnodes = -1", "job.toml:2: `nodes` -1 is out of range"),
-        ("version = 1\n\ntime_limit = 90", "job.toml:3: `time_limit` must be a text in quotes, not integer"),
-        ("version = 1\ntime_limit = \"soon\"", "\"soon\" is no length of time; write \"3d\" or \"1h30m\""),
+        (
+            "version = 1\n\ntime_limit = 90",
+            "job.toml:3: `time_limit` must be a text in quotes, not integer",
+        ),
+        (
+            "version = 1\ntime_limit = \"soon\"",
+            "\"soon\" is no length of time; write \"3d\" or \"1h30m\"",
+        ),
         ("version = 1\nmemory_per_node = \"lots\"", "\"lots\" is no size"),
         ("version = 1\nrequeue = 1", "`requeue` must be true or false, not integer"),
         ("version = 1\ncommand = \"python\"", "`command` must be a list of texts"),
         ("version = 1\ncommand = []", "`command` is empty"),
-        ("version = 1\ncommand = [\"a\"]\nscript = \"b\"", "job.toml:3: both `command` and `script` are given"),
+        (
+            "version = 1\ncommand = [\"a\"]\nscript = \"b\"",
+            "job.toml:3: both `command` and `script` are given",
+        ),
         ("version = 1\ncommand = [\"a\"]\nargs = [\"b\"]", "`args` goes with `script`"),
         ("version = 1\nargs = [\"b\"]", "`args` is given, but no `script`"),
         ("version = 1\nenv = { A = true }", "`env.A` must be a text in quotes, not boolean"),

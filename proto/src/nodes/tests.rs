@@ -15,7 +15,7 @@ fn inventory() -> NodeInventory {
         nic: Some("mlx5_0".to_owned()),
         rail: None,
     };
-    let nic = |name: &str, rdma| Nic {
+    let nic = |name: &str, rdma: bool| Nic {
         name: name.to_owned(),
         pci_bus_id: rdma.then(|| "0000:18:00.0".to_owned()),
         numa: None,

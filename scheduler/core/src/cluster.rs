@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use tessera_model::topology::Topology;
 use tessera_model::usage::{Interval, UsageClass};
 use tessera_model::{
-    AttemptId, Epoch, GpuId, JobId, JobRecord, JobState, Lease, Millis, NodeId, NodeInventory,
-    NodeState, Principal, Revision, SessionId, TaskEnd, TeamId, UnixMillis, UserId,
+    AttemptId, Epoch, GpuId, GpuRecord, JobId, JobRecord, JobState, Lease, Millis, NodeId,
+    NodeInventory, NodeRecord, NodeState, Principal, Revision, SessionId, TaskEnd, TeamId,
+    UnixMillis, UserId,
 };
 
 use crate::event::{Event, Stamped, StopWhy, WriteOffWhy};
@@ -630,6 +631,28 @@ impl Cluster {
             attempt: job.attempt,
             nodes: job.nodes.clone(),
             cancel_requested: job.cancelled_by.is_some(),
+        }
+    }
+
+    /// A node as everybody sees it.
+    pub fn node_record(&self, node: &Node) -> NodeRecord {
+        let path = self.topology.nodes.get(node.id()).map_or(&[][..], |p| p.as_slice());
+        let gpu = |gpu: &tessera_model::Gpu| {
+            let held_by = node.held.get(&gpu.id).map(|a| a.job);
+            GpuRecord {
+                condition: node.condition(&gpu.id),
+                held_by,
+                team: held_by.and_then(|j| self.jobs.get(j)).map(|j| j.spec.team.clone()),
+            }
+        };
+        NodeRecord {
+            state: node.state,
+            cordon: node.cordon.clone(),
+            domains: self.topology.levels.iter().cloned().zip(path.iter().cloned()).collect(),
+            gpus: node.inventory.gpus.iter().map(gpu).collect(),
+            cpus_held: node.cpus_held,
+            last_seen: node.last_seen,
+            inventory: node.inventory.clone(),
         }
     }
 

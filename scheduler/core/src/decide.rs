@@ -14,7 +14,7 @@ use crate::cluster::Cluster;
 use crate::placement::{self, Chosen, NodeView, Pending, Snapshot};
 
 /// Waiting jobs looked at in one pass; those behind wait for a later one.
-pub const DEPTH: usize = 5_000;
+pub const DEPTH: usize = 1_000;
 
 /// A job whose way is blocked by jobs without a time limit holds nodes only after this long.
 pub const HOLD_AFTER: Millis = Millis::from_secs(600);

@@ -17,7 +17,7 @@ pub struct Snapshot {
     /// In topology order, then by name: depth-first through the tree, so that neighbours in this
     /// list are neighbours in the network.
     pub nodes: Vec<NodeView>,
-    /// Waiting jobs in queue order.
+    /// The first [`DEPTH`](crate::decide::DEPTH) waiting jobs, in queue order.
     pub pending: Vec<Pending>,
     /// What running attempts give back, and when at the latest.
     pub releases: Vec<Release>,
@@ -77,6 +77,7 @@ impl Snapshot {
         snapshot.pending = cluster
             .jobs
             .queue()
+            .take(crate::decide::DEPTH)
             .map(|job| Pending {
                 job: job.id,
                 gang: job.spec.gang.clone(),

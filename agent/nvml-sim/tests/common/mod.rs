@@ -1,0 +1,75 @@
+//! Nodes for tests: made in a folder of their own, loaded through nvml-wrapper as real programs do.
+
+#![allow(dead_code)] // Each test file uses its part.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::bitmasks::InitFlags;
+use tempfile::TempDir;
+use tessera_nvml_sim::scenario::{Control, FaultSpec, Scenario};
+use tessera_nvml_sim::{NodeOptions, Preset, create_node, find_library, journal, node};
+
+/// How long a test waits for what must come; only a broken library makes it wait so long.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct TestNode {
+    pub dir: TempDir,
+}
+
+impl TestNode {
+    pub fn new(name: &str, preset: Preset) -> Self {
+        Self::with(name, preset, |_| {})
+    }
+
+    /// A node whose scenario is changed before anything loads it.
+    pub fn with(name: &str, preset: Preset, change: impl FnOnce(&mut Scenario)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let library = find_library().expect("cargo builds the cdylib before its tests");
+        let options = NodeOptions { library: Some(library), ..NodeOptions::new(name, preset) };
+        create_node(dir.path(), &options).unwrap();
+        let path = dir.path().join("node.toml");
+        let mut scenario = Scenario::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        change(&mut scenario);
+        std::fs::write(&path, toml::to_string(&scenario).unwrap()).unwrap();
+        Self { dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn library(&self) -> PathBuf {
+        self.dir.path().join("libnvidia-ml.so.1")
+    }
+
+    pub fn nvml(&self) -> Nvml {
+        self.try_nvml().unwrap()
+    }
+
+    pub fn try_nvml(&self) -> Result<Nvml, nvml_wrapper::error::NvmlError> {
+        Nvml::builder().lib_path(self.library().as_os_str()).flags(InitFlags::empty()).init()
+    }
+
+    /// Adds a fault to the living node.
+    pub fn inject(&self, spec: FaultSpec) {
+        node::append_control(self.path(), &Control { load: Vec::new(), fault: vec![spec] }).unwrap();
+    }
+
+    pub fn journal(&self) -> Vec<journal::Record> {
+        journal::read(self.path()).unwrap()
+    }
+}
+
+/// Asks until the answer is there.
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

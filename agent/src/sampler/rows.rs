@@ -1,0 +1,218 @@
+//! What is known of each GPU: who it is, its condition, its last reading.
+//!
+//! In: news from the threads. Out: rows of a sample, conditions, inventory rows. A row never goes: a GPU
+//! that is lost keeps its place until the node's next boot.
+
+use std::collections::BTreeMap;
+
+use tessera_model::sample::GpuSample;
+use tessera_model::{Gpu, GpuCondition, GpuId};
+
+use super::known::KnownGpu;
+use crate::probe::nvml::{Fault, GpuFacts, Health};
+use crate::probe::xid::{Class, class};
+
+/// XID 64 by another way: a memory row could not be remapped.
+const XID_ROW_REMAP_FAILURE: u32 = 64;
+
+#[derive(Debug, Default)]
+pub struct Rows {
+    rows: BTreeMap<GpuId, Row>,
+    /// Which GPU a thread has.
+    owners: BTreeMap<u32, GpuId>,
+}
+
+#[derive(Debug)]
+struct Row {
+    /// `None` until the GPU was seen since the agent started.
+    facts: Option<GpuFacts>,
+    /// Its inventory row, as it was last made.
+    gpu: Option<Gpu>,
+    fault: Option<Fault>,
+    late: bool,
+    xid: Option<u32>,
+    health: Health,
+    epoch: u32,
+    energy_mj: Option<u64>,
+    latest: Option<GpuSample>,
+}
+
+impl Rows {
+    /// What an earlier life of the agent saw in this boot. Lost until it is seen again.
+    pub fn new(known: Vec<KnownGpu>) -> Self {
+        let row = |known: KnownGpu| {
+            let row = Row {
+                facts: None,
+                fault: Some(Fault::Lost),
+                late: false,
+                xid: known.xid,
+                health: Health::default(),
+                epoch: known.counter_epoch,
+                energy_mj: None,
+                latest: None,
+                gpu: Some(known.gpu.clone()),
+            };
+            (known.gpu.id, row)
+        };
+        Self { rows: known.into_iter().map(row).collect(), owners: BTreeMap::new() }
+    }
+
+    /// A thread has said which GPU it has.
+    pub fn found(&mut self, index: u32, facts: GpuFacts, reopened: bool) {
+        self.owners.insert(index, facts.id.clone());
+        let row = self.rows.entry(facts.id.clone()).or_insert_with(|| Row {
+            facts: None,
+            gpu: None,
+            fault: None,
+            late: false,
+            xid: None,
+            health: Health::default(),
+            epoch: 0,
+            energy_mj: None,
+            latest: None,
+        });
+        row.facts = Some(facts);
+        row.fault = None;
+        row.late = false;
+        if reopened {
+            row.was_reset();
+        }
+    }
+
+    pub fn read(&mut self, index: u32, answer: Result<GpuSample, Fault>) {
+        let Some(row) = self.row_of(index) else { return };
+        // A thread that answers is out of its call.
+        row.late = false;
+        match answer {
+            Ok(sample) => {
+                row.fault = None;
+                if let (Some(before), Some(now)) = (row.energy_mj, sample.energy_mj)
+                    && now < before
+                {
+                    row.was_reset();
+                }
+                row.energy_mj = sample.energy_mj.or(row.energy_mj);
+                row.latest = Some(sample);
+            }
+            Err(fault) => {
+                row.fault = Some(fault);
+                row.latest = None;
+            }
+        }
+    }
+
+    pub fn health(&mut self, index: u32, health: Health) {
+        if let Some(row) = self.row_of(index) {
+            row.health = health;
+            row.fault = None;
+        }
+    }
+
+    pub fn late(&mut self, index: u32) {
+        if let Some(row) = self.row_of(index) {
+            row.late = true;
+            row.latest = None;
+        }
+    }
+
+    /// A fatal one stays until the GPU's counters fall back, which only a reset or a new driver does.
+    pub fn xid(&mut self, gpu: &GpuId, code: u32) {
+        let class = class(code);
+        tracing::warn!(%gpu, code, ?class, "XID");
+        if let Some(row) = self.rows.get_mut(gpu)
+            && class == Class::Fatal
+        {
+            // The first one is the cause, later ones follow from it.
+            row.xid.get_or_insert(code);
+        }
+    }
+
+    /// The GPU in a PCI slot, `0000:1a:00`.
+    pub fn in_slot(&self, slot: &str) -> Option<GpuId> {
+        let in_slot = |gpu: &Gpu| gpu.pci_bus_id.rsplit_once('.').is_some_and(|(s, _)| s == slot);
+        self.rows.iter().find(|(_, row)| row.gpu.as_ref().is_some_and(in_slot)).map(|(id, _)| id.clone())
+    }
+
+    pub fn owner(&self, gpu: &GpuId) -> Option<u32> {
+        self.owners.iter().find(|(_, id)| *id == gpu).map(|(index, _)| *index)
+    }
+
+    pub fn facts(&self) -> Vec<GpuFacts> {
+        self.rows.values().filter_map(|row| row.facts.clone()).collect()
+    }
+
+    /// Takes the inventory rows that were made from [`Self::facts`], and returns all there are: also
+    /// those of GPUs that were not seen since the agent started.
+    pub fn place(&mut self, made: Vec<Gpu>) -> Vec<Gpu> {
+        for gpu in made {
+            if let Some(row) = self.rows.get_mut(&gpu.id) {
+                row.gpu = Some(gpu);
+            }
+        }
+        let mut all: Vec<Gpu> = self.rows.values().filter_map(|row| row.gpu.clone()).collect();
+        all.sort_by(|a, b| (a.index, &a.id).cmp(&(b.index, &b.id)));
+        all
+    }
+
+    /// A row for each GPU, in index order; without values where there is no fresh reading.
+    pub fn take_samples(&mut self) -> Vec<GpuSample> {
+        let mut rows: Vec<_> = self
+            .rows
+            .iter_mut()
+            .map(|(id, row)| {
+                let mut sample = row.latest.take().unwrap_or_default();
+                sample.gpu = Some(id.clone());
+                sample.counter_epoch = row.epoch;
+                (row.gpu.as_ref().map_or(u32::MAX, |gpu| gpu.index), sample)
+            })
+            .collect();
+        rows.sort_by(|a, b| (a.0, &a.1.gpu).cmp(&(b.0, &b.1.gpu)));
+        rows.into_iter().map(|(_, sample)| sample).collect()
+    }
+
+    pub fn conditions(&self) -> BTreeMap<GpuId, GpuCondition> {
+        self.rows
+            .iter()
+            .map(|(id, row)| (id.clone(), row.condition()))
+            .filter(|(_, condition)| !condition.is_healthy())
+            .collect()
+    }
+
+    pub fn known(&self) -> Vec<KnownGpu> {
+        let known = |row: &Row| {
+            let gpu = row.gpu.clone()?;
+            Some(KnownGpu { gpu, xid: row.xid, counter_epoch: row.epoch })
+        };
+        self.rows.values().filter_map(known).collect()
+    }
+
+    fn row_of(&mut self, index: u32) -> Option<&mut Row> {
+        self.rows.get_mut(self.owners.get(&index)?)
+    }
+}
+
+impl Row {
+    fn was_reset(&mut self) {
+        self.epoch += 1;
+        self.xid = None;
+        self.energy_mj = None;
+        self.latest = None;
+    }
+
+    /// The worst first: what is gone cannot be slow as well.
+    fn condition(&self) -> GpuCondition {
+        match self.fault {
+            Some(Fault::Lost | Fault::DriverGone | Fault::StaleHandle) => GpuCondition::Lost,
+            Some(Fault::ResetRequired) => GpuCondition::ResetRequired,
+            None if self.late => GpuCondition::Unresponsive,
+            None => match (self.xid, self.health) {
+                (Some(code), _) => GpuCondition::Xid { code },
+                (None, health) if health.remap_failure => {
+                    GpuCondition::Xid { code: XID_ROW_REMAP_FAILURE }
+                }
+                (None, health) if health.wants_reset => GpuCondition::ResetRequired,
+                (None, _) => GpuCondition::Healthy,
+            },
+        }
+    }
+}

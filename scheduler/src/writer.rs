@@ -1,0 +1,470 @@
+//! The one writer: a thread that owns the cluster, its journal, and the order of all changes.
+//!
+//! In: requests of people, reports of agents, and the clock. Each batch is one transaction: events
+//! are journalled and applied, a decision is made, and only after COMMIT do replies and orders go
+//! out. What the store could not take did not happen: the batch is refused whole and the state is
+//! read again from the journal.
+//!
+//! Bounds: the inbox holds [`INBOX_MAX`] messages; when it is full a request is refused with "try
+//! again", and an agent is cut off, whose next hello makes up for what was lost.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use tessera_core::decide::{self, Decision};
+use tessera_core::door::{self, Hello, Report};
+use tessera_core::due::{self, Limits};
+use tessera_core::placement::Snapshot;
+use tessera_core::{Cluster, Event, Order, Stamped, explain, order, verify};
+use tessera_model::{
+    Epoch, Explanation, JobId, JobSpec, Millis, NodeId, Refusal, RefusalKind, Revision, SessionId,
+    UnixMillis, WaitReason,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::clock::Clock;
+use crate::store::{Reader, Store, StoreError};
+
+pub const INBOX_MAX: usize = 65_536;
+/// Requests in one transaction at most.
+const BATCH_MAX: usize = 512;
+/// How often time itself is looked at.
+const BEAT: Duration = Duration::from_millis(200);
+/// Waiting jobs are looked at again this often even when nothing has happened, since reservations
+/// without a date depend on how long a job has waited.
+const REVIEW: Duration = Duration::from_secs(5);
+
+/// Sends to the writer thread. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    inbox: Sender<Message>,
+    revision: watch::Receiver<Revision>,
+    reader: Reader,
+}
+
+enum Message {
+    Change(Change),
+    Read(Box<dyn FnOnce(&View<'_>) + Send>),
+    Hello(Box<Hello>, mpsc::Sender<Order>, oneshot::Sender<Result<Epoch, Refusal>>),
+    Report(NodeId, SessionId, Report),
+    Stop(oneshot::Sender<()>),
+}
+
+/// A request: looks at the cluster and answers with events. Its reply waits for COMMIT.
+type Change = Box<dyn FnOnce(&Cluster, UnixMillis) -> Staged + Send>;
+
+struct Staged {
+    events: Vec<Event>,
+    /// Told whether the batch was committed.
+    reply: Box<dyn FnOnce(Result<(), Refusal>) + Send>,
+}
+
+/// What a reader sees: committed state, and the last decision's reasons.
+pub struct View<'a> {
+    pub cluster: &'a Cluster,
+    pub now: UnixMillis,
+    pub waits: &'a BTreeMap<JobId, WaitReason>,
+    /// Placements the verifier has refused since the start; must be 0.
+    pub violations: u64,
+}
+
+impl View<'_> {
+    /// Why a job waits or what became of it, for its record.
+    pub fn record(&self, job: &tessera_core::job_table::Job) -> tessera_model::JobRecord {
+        let mut record = self.cluster.record(job);
+        if job.state == tessera_model::JobState::Pending {
+            let wait = self.waits.get(&job.id).cloned().unwrap_or(WaitReason::Undecided);
+            record.reason = match job.outcome.as_str() {
+                "" => wait.to_string(),
+                before => format!("{wait} ({before})"),
+            };
+        }
+        record
+    }
+
+    pub fn explain_job(&self, job: &tessera_core::job_table::Job) -> Explanation {
+        explain::job(self.cluster, self.now, job, self.waits)
+    }
+
+    pub fn explain_spec(&self, spec: &JobSpec) -> Explanation {
+        explain::imagined(self.cluster, self.now, spec)
+    }
+}
+
+impl Handle {
+    /// Has the writer carry out a request. The answer comes only once it is durable.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(&Cluster, UnixMillis) -> Result<(T, Vec<Event>), Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let (tx, rx) = oneshot::channel();
+        let change: Change = Box::new(move |cluster, now| {
+            let (value, events) = match request(cluster, now) {
+                Ok((value, events)) => (Ok(value), events),
+                Err(refusal) => (Err(refusal), Vec::new()),
+            };
+            let reply = Box::new(move |committed: Result<(), Refusal>| {
+                // A caller that has gone away needs no answer.
+                let _ = tx.send(committed.and(value));
+            });
+            Staged { events, reply }
+        });
+        self.send(Message::Change(change))?;
+        rx.await.map_err(|_| gone())?
+    }
+
+    /// Looks at committed state, between two batches.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&View<'_>) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let (tx, rx) = oneshot::channel();
+        self.send(Message::Read(Box::new(move |view| {
+            let _ = tx.send(look(view));
+        })))?;
+        rx.await.map_err(|_| gone())
+    }
+
+    /// An agent's first word. From the answer on, orders for its node go to `orders`, beginning
+    /// with all it should be told now.
+    pub async fn hello(&self, hello: Hello, orders: mpsc::Sender<Order>) -> Result<Epoch, Refusal> {
+        let (tx, rx) = oneshot::channel();
+        self.send(Message::Hello(Box::new(hello), orders, tx))?;
+        rx.await.map_err(|_| gone())?
+    }
+
+    /// What an agent reports. Refused only when the writer is overrun: the agent has to be cut off.
+    pub fn report(&self, node: NodeId, session: SessionId, report: Report) -> Result<(), Refusal> {
+        self.send(Message::Report(node, session, report))
+    }
+
+    /// Changes after each commit.
+    pub fn watch(&self) -> watch::Receiver<Revision> {
+        self.revision.clone()
+    }
+
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Finishes the batch at hand, keeps a snapshot, and ends the writer.
+    pub async fn stop(&self) {
+        let (tx, rx) = oneshot::channel();
+        if self.send(Message::Stop(tx)).is_ok() {
+            // An error says that it has ended already, which is what was asked for.
+            let _ = rx.await;
+        }
+    }
+
+    fn send(&self, message: Message) -> Result<(), Refusal> {
+        self.inbox.try_send(message).map_err(|error| match error {
+            TrySendError::Full(_) => Refusal::new(
+                RefusalKind::Unavailable,
+                "",
+                format!("the scheduler has {INBOX_MAX} requests to do already"),
+                "try again in a moment; nothing was done",
+            ),
+            TrySendError::Disconnected(_) => gone(),
+        })
+    }
+}
+
+fn gone() -> Refusal {
+    let hint = "try again; if it was a submission, use the same idempotency key";
+    Refusal::new(RefusalKind::Unavailable, "", "the scheduler is going down", hint)
+}
+
+/// Starts the writer on a store that was opened. A new epoch begins before this returns.
+pub fn start(
+    store: Store,
+    limits: Limits,
+    clock: Clock,
+) -> Result<(Handle, std::thread::JoinHandle<()>), StoreError> {
+    let (inbox, messages) = bounded(INBOX_MAX);
+    let (revision_tx, revision) = watch::channel(Revision::default());
+    let reader = store.reader();
+    let mut writer = Writer {
+        store,
+        limits,
+        clock,
+        cluster: Cluster::default(),
+        agents: HashMap::new(),
+        decision: Decision::default(),
+        decide_at: None,
+        violations: 0,
+        revision: revision_tx,
+    };
+    writer.reload()?;
+    writer.begin_reign()?;
+    let thread = std::thread::Builder::new()
+        .name("writer".to_owned())
+        .spawn(move || writer.run(&messages))
+        .map_err(StoreError::Thread)?;
+    Ok((Handle { inbox, revision, reader }, thread))
+}
+
+struct Writer {
+    store: Store,
+    limits: Limits,
+    clock: Clock,
+    cluster: Cluster,
+    agents: HashMap<NodeId, Agent>,
+    decision: Decision,
+    /// When to decide even though nothing has happened.
+    decide_at: Option<Instant>,
+    violations: u64,
+    revision: watch::Sender<Revision>,
+}
+
+struct Agent {
+    session: SessionId,
+    orders: mpsc::Sender<Order>,
+}
+
+/// What waits for the end of a batch.
+#[derive(Default)]
+struct Batch {
+    replies: Vec<Box<dyn FnOnce(Result<(), Refusal>) + Send>>,
+    reads: Vec<Box<dyn FnOnce(&View<'_>) + Send>>,
+    greeted: Vec<(NodeId, Agent, Vec<Order>, oneshot::Sender<Result<Epoch, Refusal>>)>,
+    stop: Option<oneshot::Sender<()>>,
+    /// A transaction is open.
+    open: bool,
+    events: u32,
+}
+
+impl Writer {
+    fn run(mut self, inbox: &Receiver<Message>) {
+        let mut beat = Instant::now();
+        loop {
+            let first = match inbox.recv_timeout(BEAT.saturating_sub(beat.elapsed())) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut batch = Batch::default();
+            let outcome = self.fill(first, inbox, &mut beat, &mut batch);
+            let outcome = outcome.and_then(|()| self.finish(&mut batch));
+            match outcome {
+                Ok(()) => self.publish(&mut batch),
+                Err(error) => self.give_up(error, &mut batch),
+            }
+            if let Some(stopped) = batch.stop {
+                if let Err(error) = self.store.write_snapshot(&self.cluster) {
+                    tracing::warn!(%error, "no snapshot was kept; the next start replays the journal");
+                }
+                let _ = stopped.send(());
+                break;
+            }
+        }
+    }
+
+    /// Takes in all that waits, up to a bound, and what time has brought about.
+    fn fill(
+        &mut self,
+        first: Option<Message>,
+        inbox: &Receiver<Message>,
+        beat: &mut Instant,
+        batch: &mut Batch,
+    ) -> Result<(), StoreError> {
+        for message in first.into_iter().chain(inbox.try_iter().take(BATCH_MAX)) {
+            self.take_in(message, batch)?;
+        }
+        if beat.elapsed() >= BEAT {
+            *beat = Instant::now();
+            let now = self.clock.now(self.cluster.now);
+            for event in due::due(&self.cluster, now, &self.limits) {
+                self.record(event, batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, message: Message, batch: &mut Batch) -> Result<(), StoreError> {
+        let now = self.clock.now(self.cluster.now);
+        match message {
+            Message::Change(change) => {
+                let staged = change(&self.cluster, now);
+                batch.replies.push(staged.reply);
+                self.record_all(staged.events, batch)
+            }
+            Message::Read(look) => {
+                batch.reads.push(look);
+                Ok(())
+            }
+            Message::Report(node, session, report) => {
+                let events = door::report(&mut self.cluster, now, &node, session, report);
+                self.record_all(events, batch)
+            }
+            Message::Hello(hello, orders, reply) => {
+                let (node, session) = (hello.inventory.node.clone(), hello.session);
+                let greeting = door::hello(&self.cluster, now, &hello);
+                self.record_all(greeting.events, batch)?;
+                for report in greeting.then {
+                    let events = door::report(&mut self.cluster, now, &node, session, report);
+                    self.record_all(events, batch)?;
+                }
+                let agent = Agent { session, orders };
+                batch.greeted.push((node, agent, greeting.orders, reply));
+                Ok(())
+            }
+            Message::Stop(reply) => {
+                batch.stop = Some(reply);
+                Ok(())
+            }
+        }
+    }
+
+    fn record_all(&mut self, events: Vec<Event>, batch: &mut Batch) -> Result<(), StoreError> {
+        events.into_iter().try_for_each(|event| self.record(event, batch))
+    }
+
+    /// Journals an event, then believes it.
+    fn record(&mut self, event: Event, batch: &mut Batch) -> Result<(), StoreError> {
+        if !batch.open {
+            self.store.begin()?;
+            batch.open = true;
+        }
+        let stamped = Stamped { at: self.clock.now(self.cluster.now), event };
+        self.store.append(Revision(self.cluster.revision.0 + 1), &stamped)?;
+        self.cluster.apply(&stamped);
+        batch.events += 1;
+        Ok(())
+    }
+
+    /// Decides, writes what followed, commits.
+    fn finish(&mut self, batch: &mut Batch) -> Result<(), StoreError> {
+        let due = self.decide_at.is_some_and(|at| at <= Instant::now());
+        if batch.events > 0 || due {
+            self.decide(batch)?;
+        }
+        if batch.open {
+            self.store.project(&self.cluster, &self.cluster.outbox)?;
+            self.store.commit()?;
+            batch.open = false;
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self, batch: &mut Batch) -> Result<(), StoreError> {
+        self.decide_at = None;
+        if self.cluster.jobs.queue_len() == 0 {
+            self.decision = Decision::default();
+            return Ok(());
+        }
+        let snapshot = Snapshot::of(&self.cluster, self.clock.now(self.cluster.now));
+        let decision = decide::decide(&snapshot);
+        for (job, chosen) in &decision.start {
+            let Some(lease) = decide::lease(&self.cluster, &snapshot, *job, chosen) else {
+                continue;
+            };
+            match verify::verify(&self.cluster, &lease) {
+                Ok(()) => self.record(Event::LeaseGranted { lease }, batch)?,
+                Err(violation) => {
+                    self.violations += 1;
+                    tracing::error!(%violation, "a placement was refused by the verifier");
+                }
+            }
+        }
+        self.decision = decision;
+        if self.cluster.jobs.queue_len() > 0 {
+            let soonest = self.decision.wait.values().filter_map(|reason| match reason {
+                WaitReason::BackingOff { until } => Some(until.since(snapshot.now)),
+                _ => None,
+            });
+            let wait = soonest.min().map_or(REVIEW, |Millis(ms)| Duration::from_millis(ms));
+            self.decide_at = Some(Instant::now() + wait.min(REVIEW));
+        }
+        Ok(())
+    }
+
+    /// The batch is durable: answers and orders go out.
+    fn publish(&mut self, batch: &mut Batch) {
+        for reply in batch.replies.drain(..) {
+            reply(Ok(()));
+        }
+        let outbox = self.cluster.take_outbox();
+        for (node, agent, extra, reply) in batch.greeted.drain(..) {
+            let orders = order::outstanding(&self.cluster, &node);
+            let all_taken =
+                extra.into_iter().chain(orders).all(|order| agent.orders.try_send(order).is_ok());
+            if all_taken {
+                self.agents.insert(node, agent);
+            }
+            let _ = reply.send(Ok(self.cluster.epoch));
+        }
+        for (node, order) in outbox.orders {
+            self.tell(&node, order);
+        }
+        if batch.events > 0 {
+            self.revision.send_replace(self.cluster.revision);
+        }
+        let view = View {
+            cluster: &self.cluster,
+            now: self.clock.now(self.cluster.now),
+            waits: &self.decision.wait,
+            violations: self.violations,
+        };
+        for look in batch.reads.drain(..) {
+            look(&view);
+        }
+    }
+
+    /// An agent that does not take its orders is cut off; it comes back with a hello.
+    fn tell(&mut self, node: &NodeId, order: Order) {
+        let Some(agent) = self.agents.get(node) else { return };
+        let current = self.cluster.nodes.get(node).is_some_and(|n| n.session == agent.session);
+        if !current || agent.orders.try_send(order).is_err() {
+            self.agents.remove(node);
+        }
+    }
+
+    /// The store did not take the batch. A full disk passes: the batch is refused, the state read
+    /// again, and all agents say hello again. Anything else ends the process, since what is on
+    /// disk is no longer known.
+    fn give_up(&mut self, error: StoreError, batch: &mut Batch) {
+        self.store.rollback();
+        if !matches!(error, StoreError::Full(_)) {
+            tracing::error!(error = &error as &dyn std::error::Error, "the journal failed, stopping");
+            std::process::exit(2);
+        }
+        tracing::error!("the disk is full: nothing new is taken in until there is space");
+        let refusal = Refusal::new(
+            RefusalKind::Exhausted,
+            "",
+            "the scheduler's disk is full",
+            "nothing was done; free space on the scheduler's disk, it goes on by itself",
+        );
+        for reply in batch.replies.drain(..) {
+            reply(Err(refusal.clone()));
+        }
+        for (.., reply) in batch.greeted.drain(..) {
+            let _ = reply.send(Err(refusal.clone()));
+        }
+        batch.reads.clear();
+        self.agents.clear();
+        if let Err(error) = self.reload() {
+            tracing::error!(error = &error as &dyn std::error::Error, "the journal cannot be read, stopping");
+            std::process::exit(2);
+        }
+    }
+
+    fn reload(&mut self) -> Result<(), StoreError> {
+        let cluster = self.store.load()?;
+        let now = self.clock.now(cluster.now);
+        self.cluster = cluster.restored(now);
+        self.decide_at = Some(Instant::now());
+        Ok(())
+    }
+
+    fn begin_reign(&mut self) -> Result<(), StoreError> {
+        let epoch = Epoch(self.cluster.epoch.0 + 1);
+        let mut batch = Batch::default();
+        self.record(Event::EpochBegan { epoch }, &mut batch)?;
+        self.finish(&mut batch)?;
+        self.publish(&mut batch);
+        Ok(())
+    }
+}
+
