@@ -40,15 +40,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const SILENT_HEARTBEATS: u32 = 5;
 const SILENT_AT_LEAST: Duration = Duration::from_secs(15);
 
-/// The node as the sampler sees it.
-pub trait NodeView: Send + Sync + 'static {
-    fn inventory(&self) -> NodeInventory;
-    /// Of every GPU; healthy ones may be left out.
-    fn conditions(&self) -> BTreeMap<GpuId, GpuCondition>;
-    /// Told whenever one of the two may have changed.
-    fn changed(&self) -> watch::Receiver<u64>;
-}
-
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionEnd {
@@ -92,7 +83,9 @@ pub struct Control {
     pub dial: watch::Receiver<Dial>,
     pub runner: Runner,
     pub session: Arc<Session>,
-    pub node: Arc<dyn NodeView>,
+    /// The node as the sampler sees it; healthy GPUs may be left out of the conditions.
+    pub inventory: watch::Receiver<NodeInventory>,
+    pub conditions: watch::Receiver<BTreeMap<GpuId, GpuCondition>>,
 }
 
 impl Control {
@@ -126,7 +119,8 @@ impl Control {
         let session = self.session.id();
         let (mut reporter, stream) = Reporter::new(self);
         let mut events = reporter.hello(session);
-        let answer = agents(channel).control(stream);
+        let mut agents = agents(channel);
+        let answer = agents.control(stream);
         let mut orders = within(ANSWER_WITHIN, answer).await??.into_inner();
         let first = within(ANSWER_WITHIN, orders.message()).await??;
         let welcome = match first.map(|order| (order.epoch, order.order)) {
@@ -145,10 +139,15 @@ impl Control {
         }
         backoff.reset();
         let beat = Duration::from_millis(welcome.heartbeat_ms.clamp(50, 60_000));
-        tracing::info!(server = target.server, session = format!("{:016x}", session.0), heartbeat_ms = beat.as_millis() as u64, "connected");
+        tracing::info!(
+            server = target.server,
+            session = format!("{:016x}", session.0),
+            heartbeat_ms = beat.as_millis() as u64,
+            "connected"
+        );
         let _heart = Heart::start(beat, reporter.urgent.clone());
         let patience = (beat * SILENT_HEARTBEATS).max(SILENT_AT_LEAST);
-        let mut changed = self.node.changed();
+        let (mut inventory, mut conditions) = (self.inventory.clone(), self.conditions.clone());
         let mut occupied = self.runner.occupied_changed();
         let mut heard = Instant::now();
         loop {
@@ -161,7 +160,8 @@ impl Control {
                     self.obey(order, &reporter).await?;
                 }
                 Some(event) = events.recv() => reporter.event(event),
-                Ok(()) = changed.changed() => reporter.node_changed(),
+                Ok(()) = inventory.changed() => reporter.node_changed(),
+                Ok(()) = conditions.changed() => reporter.node_changed(),
                 Ok(()) = occupied.changed() => reporter.node_changed(),
                 () = tokio::time::sleep_until(heard + patience) => {
                     return Err(ConnectionEnd::Silent(patience));
@@ -223,10 +223,7 @@ fn agents(channel: Channel) -> AgentsClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-async fn within<T>(
-    limit: Duration,
-    answer: impl Future<Output = T>,
-) -> Result<T, ConnectionEnd> {
+async fn within<T>(limit: Duration, answer: impl Future<Output = T>) -> Result<T, ConnectionEnd> {
     timeout(limit, answer).await.map_err(|_| ConnectionEnd::Silent(limit))
 }
 
@@ -257,7 +254,8 @@ impl Heart {
             loop {
                 ticks.tick().await;
                 // Full: the last one is not even sent, so another would say nothing new.
-                if let Err(mpsc::error::TrySendError::Closed(_)) = urgent.try_send(heartbeat_now()) {
+                if let Err(mpsc::error::TrySendError::Closed(_)) = urgent.try_send(heartbeat_now())
+                {
                     return;
                 }
             }
@@ -293,10 +291,7 @@ impl<'a> Reporter<'a> {
         let _ = self.rest.send(v1::Report { report: Some(report) });
     }
 
-    fn hello(
-        &mut self,
-        session: tessera_model::SessionId,
-    ) -> mpsc::UnboundedReceiver<RunnerEvent> {
+    fn hello(&mut self, session: tessera_model::SessionId) -> mpsc::UnboundedReceiver<RunnerEvent> {
         let (inventory, conditions) = self.node();
         let (snapshot, events) = self.control.runner.connect();
         self.send(v1::report::Report::Hello(wire::hello(
@@ -312,7 +307,7 @@ impl<'a> Reporter<'a> {
 
     /// The sampler's view, and what the runner found on GPUs that should be free.
     fn node(&self) -> (NodeInventory, BTreeMap<GpuId, GpuCondition>) {
-        let mut conditions = self.control.node.conditions();
+        let mut conditions = self.control.conditions.borrow().clone();
         for found in self.control.runner.occupied() {
             let condition = conditions.entry(found.gpu).or_insert(GpuCondition::Healthy);
             if condition.is_healthy() {
@@ -320,7 +315,7 @@ impl<'a> Reporter<'a> {
             }
         }
         conditions.retain(|_, condition| !condition.is_healthy());
-        (self.control.node.inventory(), conditions)
+        (self.control.inventory.borrow().clone(), conditions)
     }
 
     fn node_changed(&mut self) {

@@ -60,7 +60,7 @@ impl JoinToken {
 
 fn hex32(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0u8; 32];
-    if text.len() != 64 || !text.is_ascii() {
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     for (i, byte) in bytes.iter_mut().enumerate() {
@@ -97,7 +97,7 @@ pub enum JoinError {
 
 impl JoinError {
     pub fn hint(&self) -> String {
-        const FRESH: &str = "make a fresh one with `tessera token join` and start the agent with --join-token";
+        const FRESH: &str = "make a fresh one with `tessera token create --node NAME` and start the agent with --join-token";
         match self {
             Self::BadToken { .. } => format!("copy it whole, or {FRESH}"),
             Self::NoToken => FRESH.to_owned(),
@@ -111,7 +111,8 @@ impl JoinError {
             Self::Silent => "see whether the scheduler is well; it is tried again".to_owned(),
             Self::Key(_) => "see whether the system gives random numbers".to_owned(),
             Self::File { .. } => {
-                "see that the agent may write its state folder, and that the disk has room".to_owned()
+                "see that the agent may write its state folder, and that the disk has room"
+                    .to_owned()
             }
         }
     }
@@ -307,7 +308,8 @@ pub async fn keep_renewed(
             Ok(newer) => {
                 dials.send_replace(newer.dial(&server));
                 identity = newer;
-                renew_at = identity.renew_at();
+                // However short-lived they are, asking is not all that this node does.
+                renew_at = identity.renew_at().max(now().plus(Millis::from_secs(1)));
             }
             Err(error) => {
                 tracing::warn!(%error, hint = error.hint(), expires = %identity.expires, "could not renew the node's certificate yet");

@@ -8,3 +8,7 @@ pub mod telemetry; // the uplink
 
 pub mod runner; // tasks on this node
 pub mod session; // one life of this agent, and its lease
+pub mod config; // what the agent is told
+pub mod control; // the way to the scheduler
+pub mod join; // who this node is to it
+pub mod node_gpus; // what the runner asks the sampler

@@ -273,8 +273,8 @@ enum News {
     Driver { version: Option<String>, gpus: usize },
     /// There is no driver, or none that can be opened now.
     NoDriver,
-    /// A GPU has said who it is; `reopened` after the driver was loaded anew.
-    Facts { index: u32, facts: Box<GpuFacts>, reopened: bool },
+    /// A GPU has said who it is and how it is; `reopened` after the driver was loaded anew.
+    Facts { index: u32, facts: Box<GpuFacts>, reopened: bool, health: Result<Health, Fault> },
     /// The answer to a beat.
     Reading { index: u32, number: u64, answer: Box<Result<GpuSample, Fault>> },
     Health { index: u32, health: Health },

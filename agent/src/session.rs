@@ -126,8 +126,14 @@ mod tests {
         let session = Session::begin();
         let first = session.id();
         assert!(!session.renew_if_lapsed(at(1_000_000)), "no lease yet, nothing can lapse");
-        assert!(matches!(session.granted(at(1_000), 500, at(1_010)), Granted::Extended(t) if t.until == at(1_500)));
-        assert_eq!(session.granted(at(900), 500, at(1_020)), Granted::Nothing, "an older heartbeat");
+        assert!(
+            matches!(session.granted(at(1_000), 500, at(1_010)), Granted::Extended(t) if t.until == at(1_500))
+        );
+        assert_eq!(
+            session.granted(at(900), 500, at(1_020)),
+            Granted::Nothing,
+            "an older heartbeat"
+        );
         assert!(matches!(session.granted(at(1_200), 500, at(1_499)), Granted::Extended(_)));
         assert!(!session.renew_if_lapsed(at(1_699)));
         // Sent in time, but it arrives after the deadline: others may have been given our jobs.

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -217,10 +217,7 @@ impl Ca {
         leaf(&mut params, node.as_str(), ExtendedKeyUsagePurpose::ClientAuth);
         live(&mut params, now, NODE_LIFE)?;
         let certificate = params.signed_by(&request.public_key, &self.issuer)?;
-        Ok(NodeCertificate {
-            certificate_pem: certificate.pem(),
-            expires: now.plus(NODE_LIFE),
-        })
+        Ok(NodeCertificate { certificate_pem: certificate.pem(), expires: now.plus(NODE_LIFE) })
     }
 }
 
@@ -351,7 +348,10 @@ mod tests {
         assert_eq!(key.permissions().mode() & 0o777, 0o600);
         // A crash between the two files leaves a key that nobody has seen a certificate of.
         fs::remove_file(dir.path().join("tls/ca.pem")).unwrap();
-        assert_ne!(Ca::open(&dir.path().join("tls"), NOW).unwrap().fingerprint(), first.fingerprint());
+        assert_ne!(
+            Ca::open(&dir.path().join("tls"), NOW).unwrap().fingerprint(),
+            first.fingerprint()
+        );
     }
 
     #[test]

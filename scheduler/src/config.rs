@@ -20,11 +20,11 @@ Examples:
       TESSERA_CONFIG=/var/lib/tessera/client.toml tessera nodes
 
   tessera-scheduler --data /var/lib/tessera --listen 0.0.0.0:7070 --server-name head.cluster.lan
-      For a cluster. Then, for each node: `tessera token join` here, and on the node
+      For a cluster. Then, for each node: `tessera token create --node NAME` here, and there
       tessera-agent --server https://head.cluster.lan:7070 --state /var/lib/tessera-agent --join-token TOKEN
 
   tessera-scheduler --config /etc/tessera/scheduler.toml
-      Every flag below can stand in the file, with _ for -:
+      Every flag above can stand in the file, with _ for -:
           data = \"/var/lib/tessera\"
           listen = \"0.0.0.0:7070\"
           server_name = [\"head.cluster.lan\"]
@@ -150,13 +150,19 @@ impl ConfigError {
             Self::Unreadable { .. } => "see that the file exists and may be read".into(),
             Self::Broken { near: Some(near), .. } => format!("did you mean `{near}`?"),
             Self::Broken { near: None, .. } => {
-                "the names are those of the flags in `tessera-scheduler --help`, with _ for -".into()
+                "the names are those of the flags in `tessera-scheduler --help`, with _ for -"
+                    .into()
             }
             Self::NoData => "say where to keep things: --data /var/lib/tessera".into(),
-            Self::DevNotLoopback(_) => "leave --dev away to serve others; everything else stays".into(),
+            Self::DevNotLoopback(_) => {
+                "leave --dev away to serve others; everything else stays".into()
+            }
             Self::Zero { name } => format!("give {name} a time in milliseconds"),
             Self::SilentTooSoon { heartbeat, .. } => {
-                format!("a late heartbeat is no dead node: node_silent_ms = {} or more", heartbeat * 3)
+                format!(
+                    "a late heartbeat is no dead node: node_silent_ms = {} or more",
+                    heartbeat * 3
+                )
             }
             Self::LeaseTooShort { .. } => {
                 "a lease must outlast a short silence, or jobs stop for a hiccup".into()
@@ -205,12 +211,14 @@ pub(crate) fn line_of(text: &str, offset: usize) -> usize {
 }
 
 fn merge(flags: Settings, file: Settings) -> Result<Config, ConfigError> {
-    let millis = |flag: Option<u64>, file: Option<u64>, otherwise: u64, name: &'static str| {
-        match flag.or(file).unwrap_or(otherwise) {
+    let millis =
+        |flag: Option<u64>, file: Option<u64>, otherwise: u64, name: &'static str| match flag
+            .or(file)
+            .unwrap_or(otherwise)
+        {
             0 => Err(ConfigError::Zero { name }),
             ms => Ok(Millis(ms)),
-        }
-    };
+        };
     let mut server_names = flags.server_name;
     server_names.extend(file.server_name);
     let config = Config {

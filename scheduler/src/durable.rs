@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Who may read a file.
@@ -40,6 +40,8 @@ pub fn write(path: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
         Err(e) => return Err(e),
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+    // Whatever the umask is.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
@@ -48,8 +50,6 @@ pub fn write(path: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

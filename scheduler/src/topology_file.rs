@@ -85,7 +85,8 @@ fn parse(text: &str) -> Result<Topology, Wrong> {
     let document = document.get_ref();
     let levels = read_levels(document)?;
     // Depth -> name -> domain.
-    let mut domains: Vec<BTreeMap<&str, Domain<'_>>> = levels.iter().map(|_| BTreeMap::new()).collect();
+    let mut domains: Vec<BTreeMap<&str, Domain<'_>>> =
+        levels.iter().map(|_| BTreeMap::new()).collect();
     for (key, value) in document {
         if key.get_ref() == "levels" {
             continue;
@@ -123,8 +124,12 @@ fn read_levels<'a>(document: &'a DeTable<'_>) -> Result<Vec<&'a str>, Wrong> {
         let name = item
             .get_ref()
             .as_str()
-            .filter(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)))
-            .ok_or_else(|| wrong(item.span(), "a level's name holds letters, digits, - and _ only".into()))?;
+            .filter(|n| {
+                !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+            })
+            .ok_or_else(|| {
+                wrong(item.span(), "a level's name holds letters, digits, - and _ only".into())
+            })?;
         if ["levels", "name", "nodes", "node"].contains(&name) {
             return Err(wrong(item.span(), format!("{name:?} cannot be the name of a level")));
         }
@@ -143,7 +148,11 @@ fn read_domain<'a>(
 ) -> Result<(&'a str, Domain<'a>), Wrong> {
     let level = levels[depth];
     let fields = table.get_ref().as_table().ok_or_else(|| {
-        Wrong::new(table.span(), format!("{level:?} is not a list of tables"), format!("begin each with [[{level}]]"))
+        Wrong::new(
+            table.span(),
+            format!("{level:?} is not a list of tables"),
+            format!("begin each with [[{level}]]"),
+        )
     })?;
     let above = depth.checked_sub(1).map(|d| levels[d]);
     let is_narrowest = depth + 1 == levels.len();
@@ -169,7 +178,9 @@ fn read_domain<'a>(
     };
     let name = text("name", format!("give the {level} a name"))?;
     let parent = match above {
-        Some(above) => Some(text(above, format!("say in which {above} {name} lies: {above} = \"…\""))?),
+        Some(above) => {
+            Some(text(above, format!("say in which {above} {name} lies: {above} = \"…\""))?)
+        }
         None => None,
     };
     let nodes = if is_narrowest { read_nodes(fields, table, level, name)? } else { Vec::new() };
@@ -196,7 +207,11 @@ fn read_nodes(
             .as_str()
             .ok_or_else(|| Wrong::new(item.span(), "a node's name is a text", hint.clone()))?;
         let names = expand(text).map_err(|problem| {
-            Wrong::new(item.span(), format!("{text:?} {problem}"), "write n[0-3], n[01-16,20] or one name")
+            Wrong::new(
+                item.span(),
+                format!("{text:?} {problem}"),
+                "write n[0-3], n[01-16,20] or one name",
+            )
         })?;
         for name in names {
             let node = NodeId::parse(&name)
@@ -218,8 +233,10 @@ fn assemble(levels: &[&str], domains: &[BTreeMap<&str, Domain<'_>>]) -> Result<T
         let what = format!("there is no {level}, so no node has a place");
         return Err(Wrong::new(0..0, what, format!("add [[{level}]] with a name and its nodes")));
     }
-    let mut topology =
-        Topology { levels: levels.iter().map(|l| (*l).to_owned()).collect(), nodes: BTreeMap::new() };
+    let mut topology = Topology {
+        levels: levels.iter().map(|l| (*l).to_owned()).collect(),
+        nodes: BTreeMap::new(),
+    };
     let mut used: Vec<BTreeMap<&str, ()>> = levels.iter().map(|_| BTreeMap::new()).collect();
     for (name, leaf) in &domains[narrowest] {
         let mut path = vec![(*name).to_owned()];
@@ -318,7 +335,9 @@ fn expand(text: &str) -> Result<Vec<String>, String> {
     for part in list.split(',') {
         let (low, high) = part.split_once('-').unwrap_or((part, part));
         let number = |t: &str| match t.len() <= 9 && t.bytes().all(|b| b.is_ascii_digit()) {
-            true => t.parse::<u32>().map_err(|_| format!("has {part:?}, which is no number or range")),
+            true => {
+                t.parse::<u32>().map_err(|_| format!("has {part:?}, which is no number or range"))
+            }
             false => Err(format!("has {part:?}, which is no number or range")),
         };
         let (first, last) = (number(low)?, number(high)?);
@@ -394,24 +413,72 @@ mod tests {
             (format!("{head}[[laef]]\nname='x'"), "2: \"laef\" is no level; did you mean `leaf`?"),
             (format!("{head}[[rack]]\nname='x'"), "2: \"rack\" is no level; add it to levels"),
             (format!("{head}leaf = 3"), "2: \"leaf\" is not a list of tables"),
-            (format!("{head}[[leaf]]\nname='x'\nblok='b'"), "4: a leaf has no \"blok\"; did you mean `block`?"),
-            (format!("{head}[[leaf]]\nname='x'\nnodes=['n']"), "2: this leaf has no block; say in which block x lies"),
+            (
+                format!("{head}[[leaf]]\nname='x'\nblok='b'"),
+                "4: a leaf has no \"blok\"; did you mean `block`?",
+            ),
+            (
+                format!("{head}[[leaf]]\nname='x'\nnodes=['n']"),
+                "2: this leaf has no block; say in which block x lies",
+            ),
             (format!("{head}[[leaf]]\nname=''\nblock='b'\nnodes=['n']"), "3: name is not a text"),
-            (format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=[]"), "5: leaf \"x\" has no nodes"),
+            (
+                format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=[]"),
+                "5: leaf \"x\" has no nodes",
+            ),
             (format!("{head}[[leaf]]\nname='x'\nblock='b'"), "2: leaf \"x\" has no nodes"),
-            (format!("{head}{leaf}[[leaf]]\nname='l1'\nblock='b0'\nnodes=['n3']"), "9: node n3 is in leaf \"l0\" and in \"l1\""),
-            (format!("{head}[[leaf]]\nname='l'\nblock='b'\nnodes=['n1',\n'n[0-1]']"), "6: node n1 is listed twice in leaf \"l\""),
-            (format!("{head}{leaf}[[leaf]]\nname='l0'\nblock='b1'\nnodes=['m']"), "6: leaf \"l0\" is torn: it lies in \"b0\" and in \"b1\""),
-            (format!("{head}{leaf}[[leaf]]\nname='l0'\nblock='b0'\nnodes=['m']"), "6: leaf \"l0\" is described twice"),
-            (format!("{head}[[block]]\nname='b9'\n{leaf}"), "4: there is no block \"b0\"; did you mean `b9`?"),
-            (format!("{head}[[block]]\nname='b0'\n[[block]]\nname='b1'\n{leaf}"), "4: block \"b1\" is empty"),
-            (format!("{head}[[block]]\nname='b0'\nnodes=['n']\n{leaf}"), "4: a block has no \"nodes\""),
-            (format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['n[3-1]']"), "5: \"n[3-1]\" has \"3-1\", which counts down"),
-            (format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['n[1-']"), "5: \"n[1-\" has a [ without a ]"),
-            (format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['n[]']"), "5: \"n[]\" has \"\", which is no number"),
-            (format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['n[0-999999999]']"), "5: \"n[0-999999999]\" names more than"),
-            (format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['a b']"), "5: node \"a b\" may hold letters"),
-            (format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=[3]"), "5: a node's name is a text"),
+            (
+                format!("{head}{leaf}[[leaf]]\nname='l1'\nblock='b0'\nnodes=['n3']"),
+                "9: node n3 is in leaf \"l0\" and in \"l1\"",
+            ),
+            (
+                format!("{head}[[leaf]]\nname='l'\nblock='b'\nnodes=['n1',\n'n[0-1]']"),
+                "6: node n1 is listed twice in leaf \"l\"",
+            ),
+            (
+                format!("{head}{leaf}[[leaf]]\nname='l0'\nblock='b1'\nnodes=['m']"),
+                "6: leaf \"l0\" is torn: it lies in \"b0\" and in \"b1\"",
+            ),
+            (
+                format!("{head}{leaf}[[leaf]]\nname='l0'\nblock='b0'\nnodes=['m']"),
+                "6: leaf \"l0\" is described twice",
+            ),
+            (
+                format!("{head}[[block]]\nname='b9'\n{leaf}"),
+                "4: there is no block \"b0\"; did you mean `b9`?",
+            ),
+            (
+                format!("{head}[[block]]\nname='b0'\n[[block]]\nname='b1'\n{leaf}"),
+                "4: block \"b1\" is empty",
+            ),
+            (
+                format!("{head}[[block]]\nname='b0'\nnodes=['n']\n{leaf}"),
+                "4: a block has no \"nodes\"",
+            ),
+            (
+                format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['n[3-1]']"),
+                "5: \"n[3-1]\" has \"3-1\", which counts down",
+            ),
+            (
+                format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['n[1-']"),
+                "5: \"n[1-\" has a [ without a ]",
+            ),
+            (
+                format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['n[]']"),
+                "5: \"n[]\" has \"\", which is no number",
+            ),
+            (
+                format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['n[0-999999999]']"),
+                "5: \"n[0-999999999]\" names more than",
+            ),
+            (
+                format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=['a b']"),
+                "5: node \"a b\" may hold letters",
+            ),
+            (
+                format!("{head}[[leaf]]\nname='x'\nblock='b'\nnodes=[3]"),
+                "5: a node's name is a text",
+            ),
         ];
         for (text, want) in cases {
             let got = picture(&text);

@@ -99,7 +99,7 @@ pub fn shutdown() -> Answer {
     life.refs -= 1;
     if life.refs == 0 {
         node.events.clear();
-        node.persist();
+        node.rest();
     }
     Ok(())
 }

@@ -155,7 +155,11 @@ mod tests {
             events.push(xid(0, 48), last_wins);
             events.push(xid(0, 94), last_wins);
             for code in codes {
-                assert_eq!(events.take(set, Duration::ZERO), Some(Some(xid(0, code))), "{last_wins}");
+                assert_eq!(
+                    events.take(set, Duration::ZERO),
+                    Some(Some(xid(0, code))),
+                    "{last_wins}"
+                );
             }
         }
     }

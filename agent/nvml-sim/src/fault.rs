@@ -190,7 +190,9 @@ impl Faults {
         };
         // Without a time of its own it began when it was first seen, also for a later process.
         let start = match (start, began) {
-            (Start::At(_), Some(from)) if spec.at.is_none() && spec.at_unix_ms.is_none() => Start::At(from),
+            (Start::At(_), Some(from)) if spec.at.is_none() && spec.at_unix_ms.is_none() => {
+                Start::At(from)
+            }
             _ => start,
         };
         let (lasts, until) = (spec.lasts.map(real), spec.until.map(real));
@@ -441,7 +443,10 @@ mod tests {
             ..FaultSpec::new(FaultKind::ResetRequired)
         };
         let mut f = faults(vec![spec]);
-        assert_eq!((f.call_trigger(Some(1)), f.call_trigger(Some(0)), f.call_trigger(None)), (5, u64::MAX, u64::MAX));
+        assert_eq!(
+            (f.call_trigger(Some(1)), f.call_trigger(Some(0)), f.call_trigger(None)),
+            (5, u64::MAX, u64::MAX)
+        );
         assert!(f.run(1.0, |_| 4).is_empty());
         assert_eq!(f.run(2.0, |_| 5).len(), 1);
         assert!(f.gpu_effects(1, 0.0).reset_required);
@@ -449,7 +454,12 @@ mod tests {
 
     #[test]
     fn a_driver_reload_starts_volatile_counts_anew() {
-        let dbe = |at| FaultSpec { gpu: Some(GpuSel::One(0)), at: secs(at), n: Some(2), ..FaultSpec::new(FaultKind::EccDbe) };
+        let dbe = |at| FaultSpec {
+            gpu: Some(GpuSel::One(0)),
+            at: secs(at),
+            n: Some(2),
+            ..FaultSpec::new(FaultKind::EccDbe)
+        };
         let reload = FaultSpec { at: secs(10), ..FaultSpec::new(FaultKind::DriverReload) };
         let mut f = faults(vec![dbe(1), reload, dbe(20)]);
         f.run(12.0, |_| 0);
@@ -462,7 +472,10 @@ mod tests {
 
     #[test]
     fn any_gpu_is_the_same_gpu_for_the_same_seed() {
-        let spec = FaultSpec { gpu: Some(GpuSel::Word("any".to_owned())), ..FaultSpec::new(FaultKind::Lost) };
+        let spec = FaultSpec {
+            gpu: Some(GpuSel::Word("any".to_owned())),
+            ..FaultSpec::new(FaultKind::Lost)
+        };
         let (one, two) = (faults(vec![spec.clone()]), faults(vec![spec]));
         assert_eq!(one.entries[0].gpus.len(), 1);
         assert_eq!(one.entries[0].gpus, two.entries[0].gpus);

@@ -28,9 +28,11 @@ pub fn canonical(id: u32, driver: (u32, u32)) -> u32 {
     }
 }
 
+/// Picks one counter of a meter.
+type Counter = fn(&crate::meter::Totals) -> f64;
+
 /// Scope that means "all links together".
 const ALL_LINKS: u32 = u32::MAX;
-
 
 /// A field of a GPU. `id` is the canonical one.
 pub fn value(d: &Device, id: u32, scope: u32) -> Result<Value, Code> {
@@ -54,12 +56,17 @@ pub fn value(d: &Device, id: u32, scope: u32) -> Result<Value, Code> {
         NVML_FI_DEV_REMAPPED_UNC => Ok(Value::U32(fx.remapped_rows as u32)),
         NVML_FI_DEV_REMAPPED_PENDING => Ok(Value::U32(fx.remap_pending.into())),
         NVML_FI_DEV_REMAPPED_FAILURE => Ok(Value::U32(fx.remap_failure.into())),
-        NVML_FI_DEV_PERF_POLICY_POWER => count(node.meter(d.index).totals.power_violation_ns as u64),
-        NVML_FI_DEV_PERF_POLICY_THERMAL => count(node.meter(d.index).totals.thermal_violation_ns as u64),
+        NVML_FI_DEV_PERF_POLICY_POWER => {
+            count(node.meter(d.index).totals.power_violation_ns as u64)
+        }
+        NVML_FI_DEV_PERF_POLICY_THERMAL => {
+            count(node.meter(d.index).totals.thermal_violation_ns as u64)
+        }
         NVML_FI_DEV_PERF_POLICY_SYNC_BOOST..=NVML_FI_DEV_PERF_POLICY_TOTAL_BASE_CLOCKS => count(0),
         NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN
         | NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN => {
-            let wanted = if id == NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN { 0x20 } else { 0x40 };
+            let wanted =
+                if id == NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN { 0x20 } else { 0x40 };
             let ns = node.meter(d.index).totals.thermal_violation_ns as u64;
             count(if fx.throttle & wanted != 0 { ns } else { 0 })
         }
@@ -69,7 +76,7 @@ pub fn value(d: &Device, id: u32, scope: u32) -> Result<Value, Code> {
             Ok(Value::U32((node.meter(d.index).temp_c + 7.0) as u32))
         }
         NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION => count(node.meter(d.index).totals.energy_mj as u64),
-        // The same counter in microjoules would be ENERGY; NVML documents millijoules for it too.
+        // Taken to be in millijoules as well; no driver was at hand to ask.
         NVML_FI_DEV_ENERGY => count(node.meter(d.index).totals.energy_mj as u64),
         NVML_FI_DEV_POWER_AVERAGE | NVML_FI_DEV_POWER_INSTANT => {
             let gpu = node.meter(d.index).power_mw;
@@ -97,8 +104,12 @@ pub fn value(d: &Device, id: u32, scope: u32) -> Result<Value, Code> {
             Ok(Value::U32(0))
         }
         // These two are 32 bits wide and wrap.
-        NVML_FI_DEV_PCIE_COUNT_TX_BYTES => Ok(Value::U32(node.meter(d.index).totals.pcie_tx as u64 as u32)),
-        NVML_FI_DEV_PCIE_COUNT_RX_BYTES => Ok(Value::U32(node.meter(d.index).totals.pcie_rx as u64 as u32)),
+        NVML_FI_DEV_PCIE_COUNT_TX_BYTES => {
+            Ok(Value::U32(node.meter(d.index).totals.pcie_tx as u64 as u32))
+        }
+        NVML_FI_DEV_PCIE_COUNT_RX_BYTES => {
+            Ok(Value::U32(node.meter(d.index).totals.pcie_rx as u64 as u32))
+        }
         NVML_FI_DEV_NVLINK_LINK_COUNT => Ok(Value::U32(spec.nvlinks)),
         NVML_FI_DEV_NVSWITCH_CONNECTED_LINK_COUNT if spec.nvlinks > 0 => {
             Ok(Value::U32(spec.nvlinks - (fx.links_down & ((1 << spec.nvlinks) - 1)).count_ones()))
@@ -111,7 +122,9 @@ pub fn value(d: &Device, id: u32, scope: u32) -> Result<Value, Code> {
         {
             count(0)
         }
-        NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED if spec.mig => Ok(Value::U32((spec.arch >= 9).into())),
+        NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED if spec.mig => {
+            Ok(Value::U32((spec.arch >= 9).into()))
+        }
         NVML_FI_DEV_GET_GPU_RECOVERY_ACTION if spec.arch >= 7 => Ok(Value::U32(recovery_action(d))),
         1..NVML_FI_MAX => Err(Code::NOT_SUPPORTED),
         _ => Err(Code::INVALID_ARGUMENT),
@@ -142,10 +155,26 @@ fn link_field(d: &Device, id: u32, scope: u32, now: f64) -> Option<Result<Value,
     let (spec, fx, node) = (d.hw().spec, &d.fx, d.node());
     // (first id of links 0..5, total, first id of links 6..11)
     const BY_NAME: [(u32, u32, u32); 4] = [
-        (NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_L0, NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL, NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_L6),
-        (NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_L0, NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL, NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_L6),
-        (NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_L0, NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL, NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_L6),
-        (NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_L0, NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL, NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_L6),
+        (
+            NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_L0,
+            NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL,
+            NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_L6,
+        ),
+        (
+            NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_L0,
+            NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL,
+            NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_L6,
+        ),
+        (
+            NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_L0,
+            NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL,
+            NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_L6,
+        ),
+        (
+            NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_L0,
+            NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL,
+            NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_L6,
+        ),
     ];
     let link_of = |first: u32, later: u32| match id {
         _ if (first..first + 6).contains(&id) => Some(id - first),
@@ -157,7 +186,11 @@ fn link_field(d: &Device, id: u32, scope: u32, now: f64) -> Option<Result<Value,
         // Recoveries are rare, data errors rarer than flit errors.
         let share = [1, 4, 1, 16][kind];
         if id == total {
-            return if spec.nvlinks == 0 { no_link() } else { Some(Ok(Value::U64(link_errors(d, None, now) / share))) };
+            return if spec.nvlinks == 0 {
+                no_link()
+            } else {
+                Some(Ok(Value::U64(link_errors(d, None, now) / share)))
+            };
         }
         if let Some(link) = link_of(first, later) {
             return if link < spec.nvlinks {
@@ -169,9 +202,14 @@ fn link_field(d: &Device, id: u32, scope: u32, now: f64) -> Option<Result<Value,
     }
     let speed = |link: u32| {
         let up = fx.links_down >> link & 1 == 0;
-        Some(if link < spec.nvlinks { Ok(Value::U32(if up { spec.nvlink_mbps } else { 0 })) } else { Err(Code::NOT_SUPPORTED) })
+        Some(if link < spec.nvlinks {
+            Ok(Value::U32(if up { spec.nvlink_mbps } else { 0 }))
+        } else {
+            Err(Code::NOT_SUPPORTED)
+        })
     };
-    if let Some(link) = link_of(NVML_FI_DEV_NVLINK_SPEED_MBPS_L0, NVML_FI_DEV_NVLINK_SPEED_MBPS_L6) {
+    if let Some(link) = link_of(NVML_FI_DEV_NVLINK_SPEED_MBPS_L0, NVML_FI_DEV_NVLINK_SPEED_MBPS_L6)
+    {
         return speed(link);
     }
     let scoped = matches!(id,
@@ -192,9 +230,9 @@ fn link_field(d: &Device, id: u32, scope: u32, now: f64) -> Option<Result<Value,
     }
     let link = (!all).then_some(scope);
     let part = if all { 1.0 } else { f64::from(spec.nvlinks) };
-    let bytes = |f: fn(&crate::meter::Totals) -> f64| (f(&node.meter(d.index).totals) / part) as u64;
-    let (tx, rx): (fn(&crate::meter::Totals) -> f64, fn(&crate::meter::Totals) -> f64) =
-        (|t| t.nvlink_tx, |t| t.nvlink_rx);
+    let bytes =
+        |f: fn(&crate::meter::Totals) -> f64| (f(&node.meter(d.index).totals) / part) as u64;
+    let (tx, rx): (Counter, Counter) = (|t| t.nvlink_tx, |t| t.nvlink_rx);
     let errors = || link_errors(d, link, now);
     // The counters from 201 on came with the fifth generation of NVLink.
     if (NVML_FI_DEV_NVLINK_COUNT_XMIT_PACKETS..=NVML_FI_DEV_NVLINK_COUNT_SYMBOL_BER).contains(&id)
@@ -212,7 +250,9 @@ fn link_field(d: &Device, id: u32, scope: u32, now: f64) -> Option<Result<Value,
         NVML_FI_DEV_NVLINK_THROUGHPUT_RAW_TX => Value::U64(bytes(tx) / 1024 / 10 * 11),
         NVML_FI_DEV_NVLINK_THROUGHPUT_RAW_RX => Value::U64(bytes(rx) / 1024 / 10 * 11),
         NVML_FI_DEV_NVLINK_REMOTE_NVLINK_ID => Value::U32(scope.min(spec.nvlinks - 1)),
-        NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY | NVML_FI_DEV_NVLINK_ERROR_DL_CRC => Value::U64(errors()),
+        NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY | NVML_FI_DEV_NVLINK_ERROR_DL_CRC => {
+            Value::U64(errors())
+        }
         NVML_FI_DEV_NVLINK_ERROR_DL_RECOVERY => Value::U64(errors() / 16),
         NVML_FI_DEV_NVLINK_GET_SPEED => Value::U32(if up { spec.nvlink_mbps } else { 0 }),
         NVML_FI_DEV_NVLINK_GET_STATE => Value::U32(up.into()),
@@ -228,9 +268,8 @@ fn link_field(d: &Device, id: u32, scope: u32, now: f64) -> Option<Result<Value,
         | NVML_FI_DEV_NVLINK_COUNT_SYMBOL_ERRORS => Value::U64(errors()),
         NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_EVENTS
         | NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_SUCCESSFUL_EVENTS => Value::U64(errors() / 16),
-        NVML_FI_DEV_NVLINK_COUNT_VL15_DROPPED..=NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS => {
-            Value::U64(0)
-        }
+        NVML_FI_DEV_NVLINK_COUNT_VL15_DROPPED
+            ..=NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS => Value::U64(0),
         _ => return no_link(),
     }))
 }

@@ -56,7 +56,11 @@ const MIB: f64 = 1024.0 * 1024.0;
 pub fn metric(id: u32, spec: &GpuSpec, a: &Sample, b: &Sample) -> Option<f64> {
     let span = b.t - a.t;
     let share = |f: fn(&Totals) -> f64| {
-        if span > 0.0 { (100.0 * (f(&b.totals) - f(&a.totals)) / span).clamp(0.0, 100.0) } else { f64::NAN }
+        if span > 0.0 {
+            (100.0 * (f(&b.totals) - f(&a.totals)) / span).clamp(0.0, 100.0)
+        } else {
+            f64::NAN
+        }
     };
     let mib_s = |f: fn(&Totals) -> f64| {
         if span > 0.0 { (f(&b.totals) - f(&a.totals)).max(0.0) / span / MIB } else { f64::NAN }
@@ -79,7 +83,8 @@ pub fn metric(id: u32, spec: &GpuSpec, a: &Sample, b: &Sample) -> Option<f64> {
         61 if links > 0.0 => mib_s(|t| t.nvlink_tx),
         // Per link, receive and transmit in turn.
         62..=97 if id - 62 < 2 * spec.nvlinks => {
-            let total = if id.is_multiple_of(2) { mib_s(|t| t.nvlink_rx) } else { mib_s(|t| t.nvlink_tx) };
+            let total =
+                if id.is_multiple_of(2) { mib_s(|t| t.nvlink_rx) } else { mib_s(|t| t.nvlink_tx) };
             total / links
         }
         _ => return None,

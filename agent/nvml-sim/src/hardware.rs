@@ -4,8 +4,12 @@
 //! are the public ones of the machines named. Distances follow from the PCI tree here, and the
 //! same tree is written to `sys/`, so NVML and sysfs cannot contradict each other.
 
+pub mod models; // the GPU models
+
 use std::fmt;
 
+pub use crate::hardware::models::GpuSpec;
+use crate::hardware::models::{A100, GB200, H100, L40S};
 use crate::identity;
 use crate::scenario::{NodeSection, Preset};
 
@@ -82,178 +86,6 @@ pub fn distance(a: &PciPath, b: &PciPath) -> Distance {
     if bridges(a) <= 1 && bridges(b) <= 1 { Distance::Single } else { Distance::Multiple }
 }
 
-/// A GPU model.
-#[derive(Debug)]
-pub struct GpuSpec {
-    pub name: &'static str,
-    /// MiB, as `nvidia-smi` shows it.
-    pub mem_mib: u64,
-    pub reserved_mib: u64,
-    pub bar1_mib: u64,
-    pub idle_w: f64,
-    pub limit_w: f64,
-    pub min_limit_w: f64,
-    pub sm_mhz_max: u32,
-    pub sm_mhz_idle: u32,
-    pub mem_mhz: u32,
-    pub cores: u32,
-    pub sms: u32,
-    pub compute_capability: (i32, i32),
-    /// NVML's architecture number: Ampere 7, Ada 8, Hopper 9, Blackwell 10.
-    pub arch: u32,
-    pub pci_device_id: u32,
-    pub pci_subsystem_id: u32,
-    pub part_number: &'static str,
-    pub vbios: &'static str,
-    pub nvlinks: u32,
-    pub nvlink_version: u32,
-    /// One link, one direction, MB/s.
-    pub nvlink_mbps: u32,
-    pub nvswitches: u32,
-    pub pcie_gen: u32,
-    pub pcie_width: u32,
-    pub gpm: bool,
-    pub mig: bool,
-    pub fabric: bool,
-    pub c2c_links: u32,
-    pub encoders: bool,
-}
-
-impl GpuSpec {
-    /// MB/s one way over PCIe.
-    pub fn pcie_mbps(&self) -> f64 {
-        f64::from(self.pcie_width) * 985.0 * f64::from(1u32 << (self.pcie_gen - 3))
-    }
-}
-
-static H100: GpuSpec = GpuSpec {
-    name: "NVIDIA H100 80GB HBM3",
-    mem_mib: 81_559,
-    reserved_mib: 551,
-    bar1_mib: 131_072,
-    idle_w: 70.0,
-    limit_w: 700.0,
-    min_limit_w: 200.0,
-    sm_mhz_max: 1980,
-    sm_mhz_idle: 345,
-    mem_mhz: 2619,
-    cores: 16_896,
-    sms: 132,
-    compute_capability: (9, 0),
-    arch: 9,
-    pci_device_id: 0x2330_10de,
-    pci_subsystem_id: 0x16c1_10de,
-    part_number: "692-2G520-0200-000",
-    vbios: "96.00.89.00.01",
-    nvlinks: 18,
-    nvlink_version: 4,
-    nvlink_mbps: 26_562,
-    nvswitches: 4,
-    pcie_gen: 5,
-    pcie_width: 16,
-    gpm: true,
-    mig: true,
-    fabric: true,
-    c2c_links: 0,
-    encoders: false,
-};
-
-static A100: GpuSpec = GpuSpec {
-    name: "NVIDIA A100-SXM4-80GB",
-    mem_mib: 81_920,
-    reserved_mib: 617,
-    bar1_mib: 131_072,
-    idle_w: 55.0,
-    limit_w: 400.0,
-    min_limit_w: 100.0,
-    sm_mhz_max: 1410,
-    sm_mhz_idle: 210,
-    mem_mhz: 1593,
-    cores: 6_912,
-    sms: 108,
-    compute_capability: (8, 0),
-    arch: 7,
-    pci_device_id: 0x20b2_10de,
-    pci_subsystem_id: 0x147f_10de,
-    part_number: "692-2G506-0212-002",
-    vbios: "92.00.45.00.05",
-    nvlinks: 12,
-    nvlink_version: 3,
-    nvlink_mbps: 25_000,
-    nvswitches: 6,
-    pcie_gen: 4,
-    pcie_width: 16,
-    gpm: false,
-    mig: true,
-    fabric: false,
-    c2c_links: 0,
-    encoders: false,
-};
-
-static GB200: GpuSpec = GpuSpec {
-    name: "NVIDIA GB200",
-    mem_mib: 189_471,
-    reserved_mib: 747,
-    bar1_mib: 262_144,
-    idle_w: 140.0,
-    limit_w: 1200.0,
-    min_limit_w: 200.0,
-    sm_mhz_max: 2062,
-    sm_mhz_idle: 120,
-    mem_mhz: 3996,
-    cores: 19_456,
-    sms: 152,
-    compute_capability: (10, 0),
-    arch: 10,
-    pci_device_id: 0x2941_10de,
-    pci_subsystem_id: 0x20d5_10de,
-    part_number: "699-2G548-1201-800",
-    vbios: "97.00.82.00.16",
-    nvlinks: 18,
-    nvlink_version: 5,
-    nvlink_mbps: 53_125,
-    nvswitches: 0, // They stand in trays of their own and are not on this node's PCI.
-    pcie_gen: 5,
-    pcie_width: 16,
-    gpm: true,
-    mig: true,
-    fabric: true,
-    c2c_links: 10,
-    encoders: false,
-};
-
-static L40S: GpuSpec = GpuSpec {
-    name: "NVIDIA L40S",
-    mem_mib: 46_068,
-    reserved_mib: 560,
-    bar1_mib: 65_536,
-    idle_w: 35.0,
-    limit_w: 350.0,
-    min_limit_w: 100.0,
-    sm_mhz_max: 2520,
-    sm_mhz_idle: 210,
-    mem_mhz: 9001,
-    cores: 18_176,
-    sms: 142,
-    compute_capability: (8, 9),
-    arch: 8,
-    pci_device_id: 0x26b9_10de,
-    pci_subsystem_id: 0x1851_10de,
-    part_number: "900-2G133-0080-000",
-    vbios: "95.02.66.00.02",
-    nvlinks: 0,
-    nvlink_version: 0,
-    nvlink_mbps: 0,
-    nvswitches: 0,
-    pcie_gen: 4,
-    pcie_width: 16,
-    gpm: false,
-    mig: false,
-    fabric: false,
-    c2c_links: 0,
-    encoders: true,
-};
-
 #[derive(Debug)]
 pub struct GpuHw {
     pub index: usize,
@@ -318,8 +150,12 @@ fn layout(preset: Preset) -> (Vec<PciPath>, Vec<PciPath>) {
                 let numa = pair as u32 / 2;
                 for child in 0..2 {
                     let inner = base + 3 + child * 4;
-                    let trunk =
-                        [pci(0, base, 1), pci(0, base + 1, 0), pci(0, base + 2, child), pci(0, inner, 0)];
+                    let trunk = [
+                        pci(0, base, 1),
+                        pci(0, base + 1, 0),
+                        pci(0, base + 2, child),
+                        pci(0, inner, 0),
+                    ];
                     for (slot, out) in [&mut gpus, &mut nics].into_iter().enumerate() {
                         let slot = slot as u32;
                         let mut chain = trunk.to_vec();
@@ -357,8 +193,12 @@ fn layout(preset: Preset) -> (Vec<PciPath>, Vec<PciPath>) {
                 chain: vec![pci(domain, 0, 0), pci(domain, bus, 0)],
                 numa,
             };
-            gpus.extend([0x08, 0x09, 0x18, 0x19].iter().enumerate().map(|(i, d)| own(*d, 1, i as u32 / 2)));
-            nics.extend([0x00, 0x02, 0x10, 0x12].iter().enumerate().map(|(i, d)| own(*d, 3, i as u32 / 2)));
+            gpus.extend(
+                [0x08, 0x09, 0x18, 0x19].iter().enumerate().map(|(i, d)| own(*d, 1, i as u32 / 2)),
+            );
+            nics.extend(
+                [0x00, 0x02, 0x10, 0x12].iter().enumerate().map(|(i, d)| own(*d, 3, i as u32 / 2)),
+            );
         }
         // Each device on a root port of its socket.
         Preset::L40sPcie => {
@@ -479,7 +319,8 @@ impl Hardware {
     pub fn cpus_of(&self, numa: u32) -> Vec<(u32, u32)> {
         (0..self.threads)
             .map(|thread| {
-                let first = thread * self.numa_nodes * self.cores_per_node + numa * self.cores_per_node;
+                let first =
+                    thread * self.numa_nodes * self.cores_per_node + numa * self.cores_per_node;
                 (first, first + self.cores_per_node - 1)
             })
             .collect()
@@ -525,9 +366,27 @@ mod tests {
     #[test]
     fn distances_follow_the_boards() {
         for (preset, gpu_pair, own_nic, socket, far) in [
-            (Preset::DgxH100, Distance::Multiple, Distance::Single, Distance::Node, Distance::System),
-            (Preset::HgxA100, Distance::Single, Distance::Multiple, Distance::Node, Distance::System),
-            (Preset::Gb200Nvl72Tray, Distance::Node, Distance::Node, Distance::Node, Distance::System),
+            (
+                Preset::DgxH100,
+                Distance::Multiple,
+                Distance::Single,
+                Distance::Node,
+                Distance::System,
+            ),
+            (
+                Preset::HgxA100,
+                Distance::Single,
+                Distance::Multiple,
+                Distance::Node,
+                Distance::System,
+            ),
+            (
+                Preset::Gb200Nvl72Tray,
+                Distance::Node,
+                Distance::Node,
+                Distance::Node,
+                Distance::System,
+            ),
         ] {
             let h = hardware(preset);
             let gpu = |i: usize| &h.gpus[i].path;

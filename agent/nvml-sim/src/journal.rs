@@ -100,8 +100,7 @@ impl Journal {
 
     /// Writes a record and the kernel's lines for it, unless another process has. `true`: written.
     pub fn write(&mut self, record: &Record, kmsg: &[String]) -> io::Result<bool> {
-        let mut file =
-            OpenOptions::new().read(true).append(true).create(true).open(&self.path)?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&self.path)?;
         file.lock()?;
         self.catch_up(&mut file)?;
         if self.known.contains_key(&(record.id.clone(), record.what)) {
@@ -153,7 +152,7 @@ mod tests {
         let (mut one, mut two) = (Journal::open(dir.path(), 5), Journal::open(dir.path(), 5));
         assert!(one.write(&record, &["a\n".to_owned()]).unwrap());
         assert!(!two.write(&record, &["a\n".to_owned()]).unwrap());
-        assert_eq!(read(dir.path()).unwrap(), [record.clone()]);
+        assert_eq!(read(dir.path()).unwrap(), std::slice::from_ref(&record));
         assert_eq!(std::fs::read_to_string(dir.path().join("kmsg")).unwrap(), "a\n");
         assert_eq!(Journal::open(dir.path(), 5).when("s0-1", What::Begin), Some(6));
         assert_eq!(Journal::open(dir.path(), 9).when("s0-1", What::Begin), None);

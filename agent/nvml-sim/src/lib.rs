@@ -10,21 +10,23 @@
 //! The library starts no thread of its own: it can be unloaded at any time, and what falls due is
 //! done by whoever calls next (a caller inside `nvmlEventSetWait_v2` sleeps only until then).
 
-pub mod scenario; // node.toml and control.toml
+pub mod control;
 pub mod hardware; // what each preset is made of, and where it sits
 pub mod identity; // UUIDs, serials and seeded chance
 pub mod nodedir; // making a node directory
-pub mod sysfs; // its /sys tree
+pub mod scenario; // node.toml and control.toml
+pub mod sysfs; // its /sys tree // changing a living one
 
 pub mod load; // how busy a GPU is at a moment
 pub mod meter; // what that does to power, heat and counters
-pub mod procs; // the real processes that use a simulated GPU
-pub mod nics; // counters of the simulated NICs
+pub mod nics;
+pub mod procs; // the real processes that use a simulated GPU // counters of the simulated NICs
 
+pub mod clock; // time since the node's epoch
 pub mod events; // event sets
 pub mod fault; // what is broken at a moment
 pub mod journal; // the record of it
-pub mod node; // one simulated node: all of the above, and a clock
+pub mod node; // one simulated node: all of the above
 
 pub mod abi; // what crosses the C boundary
 pub mod call; // init, shutdown, handles, the way into every call

@@ -15,7 +15,7 @@ use tessera_nvml_sim::load::Load;
 use tessera_nvml_sim::scenario::{
     Control, FaultKind, FaultSpec, GpuSel, LoadSpec, NodeSection, Preset, Scenario, Span,
 };
-use tessera_nvml_sim::{NodeOptions, create_node, journal, node};
+use tessera_nvml_sim::{NodeOptions, control, create_node, journal};
 
 #[derive(Parser)]
 #[command(
@@ -204,7 +204,10 @@ fn init(args: InitArgs) -> anyhow::Result<()> {
     };
     let made = create_node(&args.dir, &options)?;
     if !made.scenario_written {
-        eprintln!("kept {}/node.toml as it is; options that differ from it have no effect", args.dir.display());
+        eprintln!(
+            "kept {}/node.toml as it is; options that differ from it have no effect",
+            args.dir.display()
+        );
     }
     println!("{} gpus={}", made.library.display(), made.gpus);
     for uuid in made.uuids {
@@ -215,10 +218,12 @@ fn init(args: InitArgs) -> anyhow::Result<()> {
 
 fn hardware(dir: &Path) -> anyhow::Result<Hardware> {
     let path = dir.join("node.toml");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("{} is not a node; make one with `tessera-nvml-sim init`", dir.display()))?;
-    let scenario =
-        Scenario::parse(&text).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("{} is not a node; make one with `tessera-nvml-sim init`", dir.display())
+    })?;
+    let scenario = Scenario::parse(&text)
+        .map_err(anyhow::Error::msg)
+        .with_context(|| path.display().to_string())?;
     Ok(Hardware::of(&scenario.node))
 }
 
@@ -228,8 +233,13 @@ fn gpus(words: &[String]) -> anyhow::Result<Option<GpuSel>> {
         [word] if word == "any" => Some(GpuSel::Word(word.clone())),
         _ => {
             let numbers: Result<Vec<usize>, _> = words.iter().map(|w| w.parse()).collect();
-            let mut numbers = numbers.with_context(|| format!("--gpu {} is no index", words.join(" ")))?;
-            Some(if numbers.len() == 1 { GpuSel::One(numbers.remove(0)) } else { GpuSel::Many(numbers) })
+            let mut numbers =
+                numbers.with_context(|| format!("--gpu {} is no index", words.join(" ")))?;
+            Some(if numbers.len() == 1 {
+                GpuSel::One(numbers.remove(0))
+            } else {
+                GpuSel::Many(numbers)
+            })
         }
     })
 }
@@ -258,8 +268,12 @@ fn fault(args: FaultArgs) -> anyhow::Result<()> {
         bail!("{}", reason.replace('`', "--").replace("-- ", " ").trim_end_matches("--"));
     }
     let entry = Control { load: Vec::new(), fault: vec![spec] };
-    node::append_control(&args.dir, &entry).map_err(anyhow::Error::msg)?;
-    println!("added to {}/control.toml:\n{}", args.dir.display(), toml::to_string(&entry)?.trim_end());
+    control::append(&args.dir, &entry).map_err(anyhow::Error::msg)?;
+    println!(
+        "added to {}/control.toml:\n{}",
+        args.dir.display(),
+        toml::to_string(&entry)?.trim_end()
+    );
     Ok(())
 }
 
@@ -280,21 +294,22 @@ fn load(args: LoadArgs) -> anyhow::Result<()> {
     };
     let text = toml::to_string(&entry)?;
     Control::parse(&text, &hardware).map_err(anyhow::Error::msg)?;
-    node::append_control(&args.dir, &entry).map_err(anyhow::Error::msg)?;
+    control::append(&args.dir, &entry).map_err(anyhow::Error::msg)?;
     println!("added to {}/control.toml:\n{}", args.dir.display(), text.trim_end());
     Ok(())
 }
 
 fn clear(dir: &Path) -> anyhow::Result<()> {
     hardware(dir)?;
-    node::clear_control(dir).map_err(anyhow::Error::msg)?;
+    control::clear(dir).map_err(anyhow::Error::msg)?;
     println!("cleared {}/control.toml; faults of node.toml go on", dir.display());
     Ok(())
 }
 
 fn show(dir: &Path, json: bool) -> anyhow::Result<()> {
     hardware(dir)?;
-    let records = journal::read(dir).with_context(|| format!("could not read {}/journal.jsonl", dir.display()))?;
+    let records = journal::read(dir)
+        .with_context(|| format!("could not read {}/journal.jsonl", dir.display()))?;
     if records.is_empty() {
         eprintln!("nothing has been broken yet");
     }
@@ -324,14 +339,26 @@ fn presets() -> anyhow::Result<()> {
     for preset in Preset::ALL {
         let hw = Hardware::of(&NodeSection::new("n0", preset, 1));
         let gpus = match hw.gpus.first() {
-            Some(gpu) => format!("{} x {}, {} MiB, {} W", hw.gpus.len(), gpu.spec.name, gpu.spec.mem_mib, gpu.spec.limit_w),
+            Some(gpu) => format!(
+                "{} x {}, {} MiB, {} W",
+                hw.gpus.len(),
+                gpu.spec.name,
+                gpu.spec.mem_mib,
+                gpu.spec.limit_w
+            ),
             None => "no GPU".to_owned(),
         };
         let nics = match hw.nics.first() {
             Some(nic) => format!("{} x {} Gb/s", hw.nics.len(), nic.gbps),
             None => "no rail NIC".to_owned(),
         };
-        println!("{:<17} {gpus}; {nics}; {} CPUs, {} GiB; driver {}", preset.name(), hw.cpus(), hw.mem_gib, hw.driver_version);
+        println!(
+            "{:<17} {gpus}; {nics}; {} CPUs, {} GiB; driver {}",
+            preset.name(),
+            hw.cpus(),
+            hw.mem_gib,
+            hw.driver_version
+        );
     }
     Ok(())
 }

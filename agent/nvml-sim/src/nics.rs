@@ -107,7 +107,10 @@ impl Nics {
                 base
             }
         };
-        OpenOptions::new().write(true).open(&full)?.write_all(format!("{}\n", base + since).as_bytes())?;
+        OpenOptions::new()
+            .write(true)
+            .open(&full)?
+            .write_all(format!("{}\n", base + since).as_bytes())?;
         self.last.insert(path.to_owned(), since);
         Ok(())
     }
@@ -125,7 +128,10 @@ impl Nics {
         ];
         let mut bump = vec![format!("{net}/carrier_changes")];
         if let Some(port) = sysfs::port_dir(nic) {
-            words.push((format!("{port}/state"), if down { "1: DOWN" } else { "4: ACTIVE" }.to_owned()));
+            words.push((
+                format!("{port}/state"),
+                if down { "1: DOWN" } else { "4: ACTIVE" }.to_owned(),
+            ));
             words.push((
                 format!("{port}/phys_state"),
                 if down { "3: Disabled" } else { "5: LinkUp" }.to_owned(),

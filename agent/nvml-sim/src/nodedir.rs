@@ -71,8 +71,10 @@ pub fn find_library() -> Option<PathBuf> {
     let exe = std::env::current_exe().ok()?;
     let dir = exe.parent()?;
     let mut folders = vec![dir.to_owned(), dir.join("deps")];
-    if dir.ends_with("deps") {
-        folders.extend(dir.parent().map(Path::to_owned));
+    if let Some(parent) =
+        dir.parent().filter(|_| dir.ends_with("deps") || dir.ends_with("examples"))
+    {
+        folders.extend([parent.to_owned(), parent.join("deps")]);
     }
     folders
         .into_iter()
@@ -87,7 +89,12 @@ pub fn create_node(dir: &Path, options: &NodeOptions) -> anyhow::Result<Made> {
     fs::create_dir_all(dir).with_context(|| format!("could not make {}", dir.display()))?;
     let path = dir.join("node.toml");
     let (scenario, scenario_written) = match fs::read_to_string(&path) {
-        Ok(text) => (Scenario::parse(&text).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?, false),
+        Ok(text) => (
+            Scenario::parse(&text)
+                .map_err(anyhow::Error::msg)
+                .with_context(|| path.display().to_string())?,
+            false,
+        ),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let scenario = options.scenario();
             let text = toml::to_string(&scenario)?;
@@ -98,12 +105,15 @@ pub fn create_node(dir: &Path, options: &NodeOptions) -> anyhow::Result<Made> {
         Err(e) => return Err(e).with_context(|| format!("could not read {}", path.display())),
     };
     let hw = Hardware::of(&scenario.node);
-    sysfs::write(&dir.join("sys"), &hw).with_context(|| format!("could not write {}/sys", dir.display()))?;
+    sysfs::write(&dir.join("sys"), &hw)
+        .with_context(|| format!("could not write {}/sys", dir.display()))?;
     let built = match &options.library {
         Some(path) => path.clone(),
         None => match find_library() {
             Some(path) => path,
-            None => bail!("no {BUILT} beside this program; build it, or say where it is with --lib"),
+            None => {
+                bail!("no {BUILT} beside this program; build it, or say where it is with --lib")
+            }
         },
     };
     let library = dir.join(LIBRARY);

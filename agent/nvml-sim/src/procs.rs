@@ -77,7 +77,8 @@ impl Procs {
 
     /// Forgets processes that have ended, zombies included.
     pub fn drop_ended(&mut self) {
-        self.using.retain(|p| stat(p.pid).is_some_and(|s| s.alive && s.start_ticks == p.start_ticks));
+        self.using
+            .retain(|p| stat(p.pid).is_some_and(|s| s.alive && s.start_ticks == p.start_ticks));
     }
 
     /// The processes of one GPU.
@@ -116,7 +117,10 @@ fn read_proc(pid: u32, uuids: &[&str], now: f64) -> Option<Proc> {
     let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let var = |name: &str| {
         environ.split(|b| *b == 0).find_map(|entry| {
-            entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=").and_then(|v| std::str::from_utf8(v).ok())
+            entry
+                .strip_prefix(name.as_bytes())?
+                .strip_prefix(b"=")
+                .and_then(|v| std::str::from_utf8(v).ok())
         })
     };
     let gpus = gpus_named(var("CUDA_VISIBLE_DEVICES")?, uuids);

@@ -459,6 +459,20 @@ mod tests {
     }
 
     #[test]
+    fn the_example_says_all_there_is_to_say() {
+        let text = include_str!("../examples/node.toml");
+        let scenario = Scenario::parse(text).unwrap();
+        let again = toml::to_string(&scenario).unwrap();
+        assert_eq!(Scenario::parse(&again).unwrap(), scenario);
+        for field in ["driver_version", "tray", "clock_rate", "epoch_unix_ms", "last_xid_wins"] {
+            assert!(again.contains(field), "{field}");
+        }
+        for kind in <FaultKind as clap::ValueEnum>::value_variants() {
+            assert!(text.contains(&kind.name()), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn a_wrong_scenario_is_refused_with_the_reason() {
         let head = "[node]\nname='n0'\npreset='dgx-h100'\n";
         for (tail, reason) in [

@@ -113,15 +113,23 @@ struct PciFacts {
     speed: &'static str,
 }
 
-fn pci_device(root: &Path, hardware: &Hardware, path: &PciPath, facts: &PciFacts) -> io::Result<()> {
+fn pci_device(
+    root: &Path,
+    hardware: &Hardware,
+    path: &PciPath,
+    facts: &PciFacts,
+) -> io::Result<()> {
     let cpulist = hardware.cpulist_of(path.numa);
     let mut dir = format!("devices/pci{:04x}:{:02x}", path.host.0, path.host.1);
     for (depth, addr) in path.chain.iter().enumerate() {
         dir = format!("{dir}/{addr}");
         let here = root.join(&dir);
         let last = depth + 1 == path.chain.len();
-        let (vendor, device, class) =
-            if last { (facts.vendor, facts.device, facts.class) } else { (0x1000, 0xc030, 0x06_0400) };
+        let (vendor, device, class) = if last {
+            (facts.vendor, facts.device, facts.class)
+        } else {
+            (0x1000, 0xc030, 0x06_0400)
+        };
         put(&here.join("numa_node"), &path.numa.to_string())?;
         put(&here.join("local_cpulist"), &cpulist)?;
         put(&here.join("vendor"), &format!("0x{vendor:04x}"))?;
@@ -163,7 +171,8 @@ fn network(root: &Path, nic: &NicHw, carrier_changes: u32) -> io::Result<()> {
 
 fn mac(guid: u64) -> String {
     let b = guid.to_be_bytes();
-    let bytes: Vec<_> = [b[0], b[1], b[2], b[5], b[6], b[7]].iter().map(|x| format!("{x:02x}")).collect();
+    let bytes: Vec<_> =
+        [b[0], b[1], b[2], b[5], b[6], b[7]].iter().map(|x| format!("{x:02x}")).collect();
     bytes.join(":")
 }
 
@@ -254,8 +263,12 @@ pub fn write(root: &Path, hardware: &Hardware) -> io::Result<()> {
             5 => "32.0 GT/s PCIe",
             _ => "16.0 GT/s PCIe",
         };
-        let facts =
-            PciFacts { vendor: 0x10de, device: gpu.spec.pci_device_id >> 16, class: 0x03_0200, speed };
+        let facts = PciFacts {
+            vendor: 0x10de,
+            device: gpu.spec.pci_device_id >> 16,
+            class: 0x03_0200,
+            speed,
+        };
         pci_device(root, hardware, &gpu.path, &facts)?;
     }
     for nic in &hardware.nics {
@@ -278,7 +291,9 @@ pub fn write(root: &Path, hardware: &Hardware) -> io::Result<()> {
     network(root, &hardware.mgmt, 1)?;
     // The loopback interface has no device behind it; a reader has to skip it.
     let lo = root.join("devices/virtual/net/lo");
-    for (name, text) in [("operstate", "unknown"), ("mtu", "65536"), ("address", "00:00:00:00:00:00")] {
+    for (name, text) in
+        [("operstate", "unknown"), ("mtu", "65536"), ("address", "00:00:00:00:00:00")]
+    {
         put(&lo.join(name), text)?;
     }
     for name in NET_STATISTICS {

@@ -43,7 +43,8 @@ fn every_preset_is_the_machine_it_says() {
         uuids.dedup();
         assert_eq!(uuids.len(), gpus as usize);
         let gpu = nvml.device_by_index(0).unwrap();
-        let active = (0..32).filter(|l| gpu.link_wrapper_for(*l).is_active().unwrap_or(false)).count();
+        let active =
+            (0..32).filter(|l| gpu.link_wrapper_for(*l).is_active().unwrap_or(false)).count();
         assert_eq!(active, links, "{preset:?}");
     }
 }
@@ -114,7 +115,9 @@ fn wrong_versions_and_short_buffers_are_refused() {
             assert_eq!(lib.nvmlDeviceGetMemoryInfo_v2(gpu, &mut memory), code, "{version:x}");
         }
         let mut fabric: sys::nvmlGpuFabricInfo_v3_t = zeroed();
-        for (version, code) in [(40 | 3 << 24, 0), (36 | 2 << 24, 0), (40 | 4 << 24, 25), (28 | 1 << 24, 25)] {
+        for (version, code) in
+            [(40 | 3 << 24, 0), (36 | 2 << 24, 0), (40 | 4 << 24, 25), (28 | 1 << 24, 25)]
+        {
             fabric.version = version;
             assert_eq!(lib.nvmlDeviceGetGpuFabricInfoV(gpu, &mut fabric), code, "{version:x}");
         }
@@ -178,7 +181,10 @@ fn nvml_and_sysfs_tell_the_same_topology() {
     let node = TestNode::new("n0", Preset::DgxH100);
     let nvml = node.nvml();
     let level = |a, b| {
-        nvml.device_by_index(a).unwrap().topology_common_ancestor(nvml.device_by_index(b).unwrap()).unwrap()
+        nvml.device_by_index(a)
+            .unwrap()
+            .topology_common_ancestor(nvml.device_by_index(b).unwrap())
+            .unwrap()
     };
     assert_eq!(level(0, 1), TopologyLevel::Multiple);
     assert_eq!(level(0, 2), TopologyLevel::Node);
@@ -197,19 +203,27 @@ fn nvml_and_sysfs_tell_the_same_topology() {
         // Each on its own downstream port of one switch.
         assert_eq!(gpu.strip_prefix(shared).unwrap().components().count(), 2);
         assert_eq!(nic.strip_prefix(shared).unwrap().components().count(), 2);
-        assert_eq!(read(format!("class/infiniband/mlx5_{i}/device/numa_node")), (i / 4).to_string());
+        assert_eq!(
+            read(format!("class/infiniband/mlx5_{i}/device/numa_node")),
+            (i / 4).to_string()
+        );
         assert_eq!(read(format!("class/infiniband/mlx5_{i}/ports/1/rate")), "400 Gb/sec (4X NDR)");
         assert_eq!(read(format!("class/infiniband/mlx5_{i}/ports/1/state")), "4: ACTIVE");
         assert_eq!(read(format!("class/infiniband/mlx5_{i}/ports/1/counters/port_xmit_data")), "0");
         assert_eq!(read(format!("class/infiniband/mlx5_{i}/ports/1/hw_counters/np_cnp_sent")), "0");
         assert_eq!(real(format!("class/net/ib{i}/device")), nic);
-        assert!(real(format!("class/infiniband/mlx5_{i}")).join(format!("device/net/ib{i}")).is_dir());
+        assert!(
+            real(format!("class/infiniband/mlx5_{i}")).join(format!("device/net/ib{i}")).is_dir()
+        );
     }
     assert!(!sys.join("class/net/lo/device").exists() && sys.join("class/net/lo/mtu").exists());
     assert_eq!(read("devices/system/cpu/present".to_owned()), "0-223");
     assert_eq!(read("devices/system/cpu/possible".to_owned()), "0-223");
     assert_eq!(read("devices/system/node/node1/cpulist".to_owned()), "56-111,168-223");
-    assert!(read("devices/system/node/node0/meminfo".to_owned()).contains("MemTotal:       1073741824 kB"));
+    assert!(
+        read("devices/system/node/node0/meminfo".to_owned())
+            .contains("MemTotal:       1073741824 kB")
+    );
     let affinity = nvml.device_by_index(0).unwrap().cpu_affinity(4).unwrap();
     assert_eq!(affinity, [(1 << 56) - 1, 0xffff << 48, (1 << 40) - 1, 0]);
 }

@@ -61,22 +61,25 @@ pub fn run(dir: &TaskDir) -> ExitCode {
         eprintln!("tessera-shim: the task in {} ran before", dir.path().display());
         return ExitCode::from(EXIT_TASK_TAKEN);
     }
-    let exit = match prepare(dir) {
-        Ok(ready) => ready.run(dir, &lock),
+    let (exit, cgroup) = match prepare(dir) {
+        Ok(ready) => {
+            let cgroup = ready.cgroup.clone();
+            (ready.run(dir, &lock), cgroup)
+        }
         Err(Failure { cgroup, why, lapsed }) => {
-            if let Some(cgroup) = cgroup {
-                // An empty folder that stays does no harm.
-                let _ = cgroup.remove();
-            }
-            TaskExit {
-                spawn_error: Some(why),
-                lapsed,
-                ended_unix_ms: proc::unix_ms(),
-                ..TaskExit::default()
-            }
+            let ended_unix_ms = proc::unix_ms();
+            let spawn_error = Some(why);
+            (TaskExit { spawn_error, lapsed, ended_unix_ms, ..TaskExit::default() }, cgroup)
         }
     };
     let code = write_exit(dir, &exit);
+    if let Some(cgroup) = cgroup
+        && let Err(error) = cgroup.remove()
+    {
+        // An empty folder does no harm.
+        eprintln!("tessera-shim: {} stays: {error}", cgroup.dir().display());
+    }
+    // Nobody answers there any more, which is what a left-over socket says too.
     let _ = std::fs::remove_file(dir.file("ctl"));
     code
 }
@@ -226,7 +229,6 @@ impl Ready {
             Err(error) => {
                 let why = self.tell_in_log(&error);
                 let ended_unix_ms = proc::unix_ms();
-                self.remove_cgroup();
                 return TaskExit { spawn_error: Some(why), ended_unix_ms, ..TaskExit::default() };
             }
         };
@@ -395,7 +397,6 @@ impl Ready {
             exit.spawn_error = Some(self.tell_in_log(&error));
         }
         self.log.finish();
-        self.remove_cgroup();
         exit
     }
 
@@ -403,14 +404,6 @@ impl Ready {
         let why = error.explain(&self.spec);
         self.log.write(format!("tessera-shim: {why}\n").as_bytes());
         why
-    }
-
-    fn remove_cgroup(&self) {
-        if let Some(cgroup) = &self.cgroup
-            && let Err(error) = cgroup.remove()
-        {
-            eprintln!("tessera-shim: {} stays: {error}", cgroup.dir().display());
-        }
     }
 }
 

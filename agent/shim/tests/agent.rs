@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Fence, PATIENCE, Process, Task, fences, kill, shim_exe, wait_for};
+use common::{Fence, PATIENCE, Process, Task, fences, shim_exe, wait_for};
 use tessera_shim::control::{Phase, socket_path};
 use tessera_shim::{
     LapsePolicy, Liveness, Op, TaskDir, TaskLease, TaskSpec, TaskState, control, liveness, proc,
@@ -360,13 +360,24 @@ fn a_deep_directory_has_a_socket_too() {
     let mut spec = TaskSpec::new("deep", ["sleep", "1000"].map(String::from).to_vec(), "/");
     spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
     let dir = TaskDir::create(deep.join("task"), &spec).unwrap();
-    let mut shim = spawn_shim(shim_exe(), &dir).unwrap();
-    wait_for("a state", || dir.read_state().unwrap());
-    let reply = control(&dir, Op::Signal { signal: 15 });
-    if reply.is_err() {
-        kill(shim.pid(), 9);
+    let mut task = Task { temp, dir, cgroup: None, shim: None };
+    task.spawn();
+    task.state();
+    task.ask(Op::Signal { signal: 15 });
+    assert_eq!(task.exit().signal, Some(15));
+}
+
+/// The state is there before the program is: a signal in between waits for it.
+#[test]
+fn a_signal_right_after_the_start_is_not_lost() {
+    for _ in 0..25 {
+        for fence in fences() {
+            let mut task = Task::start_with(fence, "exec sleep 1000", |spec| {
+                spec.kill_grace_ms = 24 * 3_600_000;
+            });
+            task.state();
+            task.ask(Op::Stop);
+            assert_eq!(task.exit().signal, Some(15), "{fence:?}");
+        }
     }
-    assert!(reply.unwrap().ok);
-    shim.wait().unwrap();
-    assert_eq!(dir.read_exit().unwrap().unwrap().signal, Some(15));
 }

@@ -5,7 +5,8 @@ mod common;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use common::{Fence, PATIENCE, Task, fences, is_root, wait_for};
@@ -29,23 +30,51 @@ fn a_daemon_dies_with_the_job() {
     }
 }
 
+/// A v1 freezer that a failed test does not leave frozen.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    /// `None` where there is no v1 freezer, or it is not ours.
+    fn new() -> Option<Self> {
+        let name = format!("shim-test-{}", std::process::id());
+        let dir = Path::new("/sys/fs/cgroup/freezer").join(name);
+        fs::create_dir(&dir).is_ok().then_some(Self(dir))
+    }
+
+    fn freeze(&self, pid: u32) {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        fs::write(self.0.join("freezer.state"), "FROZEN").unwrap();
+        let state = || fs::read_to_string(self.0.join("freezer.state")).unwrap();
+        wait_for("the freezer", || (state() == "FROZEN\n").then_some(()));
+    }
+
+    fn thaw(&self) {
+        fs::write(self.0.join("freezer.state"), "THAWED").unwrap();
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.thaw();
+        // What is still in it is there because the test failed.
+        let pids = || fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        wait_for("the freezer to be let go", || {
+            pids().lines().for_each(|pid| drop(Command::new("kill").args(["-9", pid]).status()));
+            fs::remove_dir(&self.0).ok()
+        });
+    }
+}
+
 /// A process that no signal reaches, like one that hangs in a driver: here one frozen by a v1
 /// freezer. What it holds is not free, so there is no end to report yet.
 #[test]
 fn there_is_no_end_while_a_process_cannot_be_killed() {
-    let freezer =
-        Path::new("/sys/fs/cgroup/freezer").join(format!("shim-test-{}", std::process::id()));
-    if fs::create_dir(&freezer).is_err() {
-        return; // no v1 freezer here, or not ours
-    }
+    let Some(freezer) = Freezer::new() else { return };
     for fence in fences() {
         let script = format!("{DAEMON} while [ ! -e go ]; do sleep 0.01; done; exit 5");
         let mut task = Task::start(fence, &script);
         let daemon = task.pid_line("daemon ");
-        fs::write(freezer.join("cgroup.procs"), daemon.pid.to_string()).unwrap();
-        fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
-        let frozen = || fs::read_to_string(freezer.join("freezer.state")).unwrap() == "FROZEN\n";
-        wait_for("the freezer", || frozen().then_some(()));
+        freezer.freeze(daemon.pid);
         fs::write(task.path("go"), "").unwrap();
         wait_for("the kill", || (task.ask(Op::Ping).phase == Some(Phase::Killing)).then_some(()));
         // Several rounds of the shim's loop later it is still waiting.
@@ -53,11 +82,10 @@ fn there_is_no_end_while_a_process_cannot_be_killed() {
             assert_eq!(task.ask(Op::Ping).phase, Some(Phase::Killing), "{fence:?}");
         }
         assert!(matches!(liveness(&task.dir).unwrap(), Liveness::Running(_)), "{fence:?}");
-        fs::write(freezer.join("freezer.state"), "THAWED").unwrap();
+        freezer.thaw();
         assert_eq!(task.exit().code, Some(5), "{fence:?}");
         assert!(!daemon.runs());
     }
-    wait_for("the freezer to be let go", || fs::remove_dir(&freezer).ok());
 }
 
 #[test]
@@ -154,13 +182,11 @@ fn the_job_inherits_three_descriptors_and_no_lock() {
         let open = |pid: u32| {
             let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
             let mut open: Vec<String> = entries
-                .map(|entry| {
+                // A file that is closed while we look is no leak.
+                .filter_map(|entry| {
                     let entry = entry.unwrap();
-                    format!(
-                        "{} {}",
-                        entry.file_name().display(),
-                        fs::read_link(entry.path()).unwrap().display()
-                    )
+                    let target = fs::read_link(entry.path()).ok()?;
+                    Some(format!("{} {}", entry.file_name().display(), target.display()))
                 })
                 .collect();
             open.sort();

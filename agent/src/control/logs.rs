@@ -42,7 +42,8 @@ async fn connection(
     let here = v1::LogPiece { request: 0, ..Default::default() };
     let placed = pieces.try_send(here);
     assert!(placed.is_ok(), "the channel was made with room");
-    let answer = agents(channel).logs(ReceiverStream::new(stream));
+    let mut agents = agents(channel);
+    let answer = agents.logs(ReceiverStream::new(stream));
     let mut wanted = within(ANSWER_WITHIN, answer).await??.into_inner();
     backoff.reset();
     let room = Arc::new(Semaphore::new(PIECES_AT_ONCE));
@@ -70,7 +71,7 @@ async fn piece(runner: &Runner, wanted: &v1::LogWanted) -> v1::LogPiece {
             v1::LogPiece {
                 request,
                 offset: answer.offset,
-                data: answer.data.into(),
+                data: answer.data,
                 end: answer.end,
                 error: answer.error,
             }

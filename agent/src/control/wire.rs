@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tessera_model::{
-    AttemptId, Bytes, Epoch, GpuCondition, GpuId, Millis, NodeInventory, Refusal, SessionId, TaskEnd,
-    UnixIdentity,
+    AttemptId, Bytes, Epoch, GpuCondition, GpuId, Millis, NodeInventory, Refusal, SessionId,
+    TaskEnd, UnixIdentity,
 };
 use tessera_proto::jobs::end_to_wire;
 use tessera_proto::nodes::{conditions_to_wire, inventory_to_wire};
@@ -69,7 +69,11 @@ fn prepare_from_wire(wire: v1::Prepare) -> Result<TaskOrder, Refusal> {
         (Some(uid), Some(gid)) => Some(UnixIdentity { uid, gid }),
         (None, None) => None,
         _ => {
-            return Err(Refusal::invalid("uid", "uid and gid come together or not at all", RELEASE));
+            return Err(Refusal::invalid(
+                "uid",
+                "uid and gid come together or not at all",
+                RELEASE,
+            ));
         }
     };
     Ok(TaskOrder {

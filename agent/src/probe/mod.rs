@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn nvlink_groups_follow_the_links() {
         let peer = |index: u32| Link::Peer(format!("0000:{index:02x}:00.0"));
-        let cases: [(&str, Vec<GpuFacts>, Vec<Option<u32>>); 5] = [
+        let cases = [
             ("no links", vec![gpu(0, &[]), gpu(1, &[])], vec![None, None]),
             (
                 "all on a switch",

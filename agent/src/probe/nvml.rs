@@ -335,10 +335,8 @@ impl GpuReader {
         let words = self.options.cpu_words;
         let mask = self.call("nvmlDeviceGetCpuAffinity", |d| d.cpu_affinity(words));
         // A GPU that is lost or waits for a reset is still this GPU; its sizes come later.
-        if let Some(fault) = self.fault.take()
-            && (memory.is_none() || fault == Fault::DriverGone)
-        {
-            return Err(fault);
+        if let Some(Fault::DriverGone) = self.fault.take() {
+            return Err(Fault::DriverGone);
         }
         self.facts = GpuFacts {
             id,

@@ -5,6 +5,8 @@
 //! handles leave it only inside opaque types that live as long as the library, which is never
 //! unloaded (see `nvml::Driver`).
 #![allow(unsafe_code)]
+// NVML's own names of its constants.
+#![allow(non_upper_case_globals)]
 
 use std::mem;
 use std::ptr;

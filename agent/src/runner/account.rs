@@ -170,7 +170,10 @@ mod tests {
         assert_eq!(accounts.look_up(0, 0).name, "root");
         let stranger = accounts.look_up(3_999_999_999, 77);
         assert_eq!((stranger.name.as_str(), stranger.groups), ("3999999999", vec![77]));
-        assert_eq!(passwd_line("a:x:5:5::/home/a:/bin/sh", 5), Some(("a".into(), "/home/a".into())));
+        assert_eq!(
+            passwd_line("a:x:5:5::/home/a:/bin/sh", 5),
+            Some(("a".into(), "/home/a".into()))
+        );
         assert_eq!(passwd_line("a:x", 5), None);
     }
 }

@@ -35,7 +35,8 @@ pub(super) fn rank_dirs(attempt_dir: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
     for entry in std::fs::read_dir(attempt_dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        if let Some(rank) = name.to_str().and_then(|name| name.strip_prefix("rank-")?.parse().ok()) {
+        if let Some(rank) = name.to_str().and_then(|name| name.strip_prefix("rank-")?.parse().ok())
+        {
             found.push((rank, entry.path()));
         }
     }

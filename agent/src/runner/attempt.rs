@@ -36,8 +36,13 @@ pub(super) enum Command {
 enum Happening {
     /// All shims have written that they run, or that they ended.
     Up,
-    Ended { rank: u32, exit: TaskExit },
-    Idle { occupied: Vec<Occupied> },
+    Ended {
+        rank: u32,
+        exit: TaskExit,
+    },
+    Idle {
+        occupied: Vec<Occupied>,
+    },
     /// Nothing to say: a grace ran out and was dealt with.
     Done,
 }
@@ -109,11 +114,7 @@ pub(super) fn adopt(shared: &Arc<Shared>, left: LeftBehind) {
 }
 
 impl Attempt {
-    fn new(
-        shared: &Arc<Shared>,
-        id: AttemptId,
-        orders: mpsc::UnboundedReceiver<Command>,
-    ) -> Self {
+    fn new(shared: &Arc<Shared>, id: AttemptId, orders: mpsc::UnboundedReceiver<Command>) -> Self {
         let dir = shared.attempt_dir(id);
         Self {
             shared: Arc::clone(shared),
@@ -196,15 +197,18 @@ impl Attempt {
                 self.refuse("it has ended, or was told to stop");
                 return self.shared.book.tell_end_again(attempt);
             }
-            _ if self.record.as_ref().is_some_and(|record| record.order == order) => {
+            Phase::Prepared if self.record.as_ref().is_some_and(|r| r.order != order) => {
+                return self.refuse("another order was prepared under the same attempt");
+            }
+            phase => {
+                // Once it has started, only its attempt counts: no answer may end what runs.
                 let master_port = status.master_port;
                 self.shared.book.tell(RunnerEvent::Prepared { attempt, master_port });
-                if status.phase >= Phase::Running {
+                if phase >= Phase::Running {
                     self.shared.book.tell(RunnerEvent::Started { attempt });
                 }
                 return;
             }
-            _ => return self.refuse("another order was prepared under the same attempt"),
         }
         let prepared = {
             let (shared, order) = (Arc::clone(&self.shared), order);
@@ -363,7 +367,9 @@ impl Attempt {
         match blocking(move || shared.done.keep(id)).await {
             // Back to nothing: the task ends with this order.
             Ok(()) => self.change(|status| *status = Status::fresh()),
-            Err(error) => tracing::error!(attempt = %self.id, %error, "could not move the acknowledged attempt; it is reported again"),
+            Err(error) => {
+                tracing::error!(attempt = %self.id, %error, "could not move the acknowledged attempt; it is reported again")
+            }
         }
     }
 
@@ -384,7 +390,9 @@ impl Attempt {
         });
         match written.await {
             Ok(()) => self.lease_until = Some(term.until),
-            Err(error) => tracing::error!(attempt = %self.id, %error, hint = error.hint(), "could not write the lease"),
+            Err(error) => {
+                tracing::error!(attempt = %self.id, %error, hint = error.hint(), "could not write the lease")
+            }
         }
     }
 

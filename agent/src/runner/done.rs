@@ -25,11 +25,7 @@ pub struct Keep {
 
 impl Default for Keep {
     fn default() -> Self {
-        Self {
-            attempts: 2_000,
-            bytes: Bytes::gib(10),
-            age: Duration::from_secs(30 * 24 * 3600),
-        }
+        Self { attempts: 2_000, bytes: Bytes::gib(10), age: Duration::from_secs(30 * 24 * 3600) }
     }
 }
 
@@ -53,7 +49,9 @@ impl Done {
         let mut kept = Kept::default();
         for entry in std::fs::read_dir(&done)? {
             let entry = entry?;
-            let Some(attempt) = entry.file_name().to_str().and_then(AttemptId::parse) else { continue };
+            let Some(attempt) = entry.file_name().to_str().and_then(AttemptId::parse) else {
+                continue;
+            };
             kept.add(entry.metadata()?.modified()?, attempt, bytes_below(&entry.path()));
         }
         let done = Self { jobs: state.join("jobs"), done, keep, kept: Mutex::new(kept) };

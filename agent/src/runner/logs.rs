@@ -82,7 +82,8 @@ pub(super) async fn answer(
 fn read_piece(task: &TaskDir, offset: u64, max_bytes: u32) -> Result<LogAnswer, String> {
     // Asked before the bytes are read: what is written after the end is not missed then.
     let ended = matches!(task.read_exit(), Ok(Some(_)));
-    let failed = |error: io::Error| format!("could not read {}: {error}", task.log_path().display());
+    let failed =
+        |error: io::Error| format!("could not read {}: {error}", task.log_path().display());
     let output = Output::open(&task.log_path()).map_err(failed)?;
     let Some(output) = output else {
         return Ok(LogAnswer { offset, end: ended && offset == 0, ..LogAnswer::default() });
@@ -139,7 +140,10 @@ impl Output {
                 .collect::<io::Result<Vec<_>>>()?;
             return Ok(Some(Self { first: dropped, files }));
         }
-        Err(io::Error::new(io::ErrorKind::WouldBlock, "it is rotated faster than it can be read; try again"))
+        Err(io::Error::new(
+            io::ErrorKind::WouldBlock,
+            "it is rotated faster than it can be read; try again",
+        ))
     }
 
     fn end(&self) -> u64 {
@@ -216,7 +220,11 @@ mod tests {
         assert_eq!(piece(&dir, 2, 3), ("aab".into(), false));
         assert_eq!(piece(&dir, 7, 100), ("cc".into(), false));
         assert_eq!(piece(&dir, 9, 100), (String::new(), false));
-        std::fs::write(dir.file("exit"), br#"{"code":0,"oom_killed":false,"lapsed":false,"ended_unix_ms":1}"#).unwrap();
+        std::fs::write(
+            dir.file("exit"),
+            br#"{"code":0,"oom_killed":false,"lapsed":false,"ended_unix_ms":1}"#,
+        )
+        .unwrap();
         assert_eq!(piece(&dir, 8, 100), ("c".into(), true));
         assert_eq!(piece(&dir, 0, 4), ("aaaa".into(), false), "not the last piece");
         assert_eq!(piece(&dir, 9, 4), (String::new(), true));
@@ -225,7 +233,8 @@ mod tests {
 
     #[test]
     fn dropped_bytes_keep_their_offsets_and_are_an_error_with_a_way_out() {
-        let marker = "[tessera-shim] the log is limited to 8192 bytes: the oldest 5000 bytes were dropped\n";
+        let marker =
+            "[tessera-shim] the log is limited to 8192 bytes: the oldest 5000 bytes were dropped\n";
         let (_temp, dir) = task(&[("out.log.1", "old\n"), ("out.log", &format!("{marker}new\n"))]);
         assert_eq!(piece(&dir, 5000, 4), ("old\n".into(), false));
         assert_eq!(piece(&dir, 5004 + marker.len() as u64, 9), ("new\n".into(), false));

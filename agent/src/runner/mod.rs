@@ -131,7 +131,7 @@ impl Runner {
             fence: fence::Fence::open(&settings.state)?,
             accounts: account::Accounts::default(),
             book: Book::default(),
-            starts: tokio::sync::Semaphore::new(4),
+            starts: tokio::sync::Semaphore::new(16),
             done: done::Done::open(&settings.state, settings.keep)?,
             settings,
             gpus,
@@ -236,9 +236,7 @@ pub fn task_end(exit: &tessera_shim::TaskExit) -> TaskEnd {
         return TaskEnd::Lapsed;
     }
     match (&exit.spawn_error, exit.signal, exit.code) {
-        (Some(why), _, code) => {
-            TaskEnd::NotStarted { code: code.unwrap_or(126), why: why.clone() }
-        }
+        (Some(why), _, code) => TaskEnd::NotStarted { code: code.unwrap_or(126), why: why.clone() },
         (None, Some(signal), _) => TaskEnd::Signaled { signal, oom: exit.oom_killed },
         (None, None, Some(code)) => TaskEnd::Exited { code },
         (None, None, None) => TaskEnd::Unknown,

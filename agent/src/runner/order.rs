@@ -57,7 +57,10 @@ impl TaskOrder {
     pub fn problem(&self) -> Option<String> {
         let last = self.first_rank.checked_add(self.ranks);
         if self.ranks == 0 || self.ranks > RANKS_MAX {
-            return Some(format!("{} ranks on one node; 1 to {RANKS_MAX} are possible", self.ranks));
+            return Some(format!(
+                "{} ranks on one node; 1 to {RANKS_MAX} are possible",
+                self.ranks
+            ));
         }
         if last.is_none_or(|last| last > self.world_size) {
             return Some(format!(
@@ -66,7 +69,11 @@ impl TaskOrder {
             ));
         }
         if self.nodes.len() != self.addresses.len() {
-            return Some(format!("{} nodes but {} addresses", self.nodes.len(), self.addresses.len()));
+            return Some(format!(
+                "{} nodes but {} addresses",
+                self.nodes.len(),
+                self.addresses.len()
+            ));
         }
         if self.node_rank as usize >= self.nodes.len() {
             return Some(format!("node rank {} of {} nodes", self.node_rank, self.nodes.len()));
@@ -86,7 +93,9 @@ impl TaskOrder {
         }
         let texts = self.argv.iter().chain(self.env.keys()).chain(self.env.values());
         if texts.chain(&self.working_dir).any(|text| text.contains('\0')) {
-            return Some("a NUL byte stands in the program, its environment or its folder".to_owned());
+            return Some(
+                "a NUL byte stands in the program, its environment or its folder".to_owned(),
+            );
         }
         if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
             return Some(format!("{name:?} is no name of an environment variable"));
@@ -204,8 +213,12 @@ pub(crate) mod tests {
     fn an_order_is_read_back_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(OrderRecord::read(dir.path()).unwrap(), None);
-        let record =
-            OrderRecord { order: sample(), epoch: Epoch(3), master_port: 29_500, mark: "ab".into() };
+        let record = OrderRecord {
+            order: sample(),
+            epoch: Epoch(3),
+            master_port: 29_500,
+            mark: "ab".into(),
+        };
         record.write(dir.path()).unwrap();
         assert_eq!(OrderRecord::read(dir.path()).unwrap(), Some(record));
         std::fs::write(dir.path().join("order"), b"{").unwrap();

@@ -66,9 +66,13 @@ fn check(shared: &Shared, order: &TaskOrder) -> Result<(), String> {
     if let Some(dir) = &order.working_dir {
         match std::fs::metadata(dir) {
             Ok(meta) if meta.is_dir() && dir.starts_with('/') => {}
-            Ok(_) => return Err(format!("the working folder {dir} is no absolute path of a folder")),
+            Ok(_) => {
+                return Err(format!("the working folder {dir} is no absolute path of a folder"));
+            }
             Err(error) => {
-                return Err(format!("the working folder {dir} cannot be used on this node: {error}"));
+                return Err(format!(
+                    "the working folder {dir} cannot be used on this node: {error}"
+                ));
             }
         }
     }
@@ -90,11 +94,8 @@ fn write(dir: &Path, record: &OrderRecord, shared: &Shared) -> io::Result<()> {
     make_attempt_dir(dir)?;
     if let Some(script) = &record.order.script {
         // Only the job's user reads it; the folders above can be walked through, not listed.
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o700)
-            .open(dir.join(SCRIPT))?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o700).open(dir.join(SCRIPT))?;
         file.write_all(script.as_bytes())?;
         if let Ok(Some(user)) = run_as(record.order.unix, shared.settings.identity) {
             fchown(&file, Some(user.uid), Some(user.gid))?;
@@ -131,7 +132,8 @@ fn free_port(address: &str, taken: &BTreeSet<u16>) -> io::Result<u16> {
     // Held until the end, so that the next try gets another one.
     let mut held = Vec::new();
     for _ in 0..64 {
-        let listener = TcpListener::bind((address, 0)).or_else(|_| TcpListener::bind(("0.0.0.0", 0)));
+        let listener =
+            TcpListener::bind((address, 0)).or_else(|_| TcpListener::bind(("0.0.0.0", 0)));
         match listener.and_then(|l| Ok((l.local_addr()?.port(), l))) {
             Ok((port, _)) if !taken.contains(&port) => return Ok(port),
             Ok((_, listener)) => held.push(listener),

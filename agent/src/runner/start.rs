@@ -9,7 +9,9 @@ use std::thread;
 use tessera_model::UnixMillis;
 use tessera_shim::cgroup::{Cgroup, CgroupPlace, Limits};
 use tessera_shim::spec::V1Group;
-use tessera_shim::{CgroupSpec, LapsePolicy, ShimChild, TaskDir, TaskExit, TaskLease, TaskSpec, spawn_shim};
+use tessera_shim::{
+    CgroupSpec, LapsePolicy, ShimChild, TaskDir, TaskExit, TaskLease, TaskSpec, spawn_shim,
+};
 
 use super::Shared;
 use super::account::{Account, run_as};
@@ -130,7 +132,18 @@ impl<'a> Plan<'a> {
         let started = UnixMillis(i64::try_from(tessera_shim::proc::unix_ms()).unwrap_or(i64::MAX));
         let around = if order.ranks > 1 { around(record, attempt_dir) } else { None };
         let working_dir = working_dir(order, &account.home);
-        Self { record, master, lease, attempt_dir, argv, working_dir, account, identity, started, around }
+        Self {
+            record,
+            master,
+            lease,
+            attempt_dir,
+            argv,
+            working_dir,
+            account,
+            identity,
+            started,
+            around,
+        }
     }
 
     fn make_dir(&self, rank: u32) -> Result<TaskDir, String> {
@@ -211,7 +224,9 @@ fn around(record: &OrderRecord, attempt_dir: &Path) -> Option<CgroupPlace> {
         tracing::warn!(attempt = %record.order.attempt, %error, "could not write down the attempt's cgroup; it may stay behind, empty");
     }
     match spec {
-        CgroupSpec::Unified { dir } => Some(CgroupPlace { unified: dir, v1: Vec::<V1Group>::new() }),
+        CgroupSpec::Unified { dir } => {
+            Some(CgroupPlace { unified: dir, v1: Vec::<V1Group>::new() })
+        }
         CgroupSpec::Hybrid { unified, v1 } => Some(CgroupPlace { unified, v1 }),
         CgroupSpec::None => None,
     }

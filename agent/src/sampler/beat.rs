@@ -258,9 +258,9 @@ impl Beat {
                 self.inventory_changed = true;
             }
             News::NoDriver => self.expected = self.expected.or(Some(0)),
-            News::Facts { index, facts, reopened } => {
+            News::Facts { index, facts, reopened, health } => {
                 self.back(index);
-                self.rows.found(index, *facts, reopened);
+                self.rows.found(index, *facts, reopened, health);
                 if reopened && let Some(open) = self.shared.driver.current() {
                     self.driver_version = open.driver_version.clone();
                 }
@@ -268,17 +268,13 @@ impl Beat {
             }
             News::Reading { index, number, answer } => {
                 self.back(index);
-                self.rows.read(index, *answer);
+                self.changed |= self.rows.read(index, *answer);
                 // An answer to an earlier beat is not the one that is waited for; its values count.
                 if number == self.number {
                     self.pending.remove(&index);
                 }
-                self.changed = true;
             }
-            News::Health { index, health } => {
-                self.rows.health(index, health);
-                self.changed = true;
-            }
+            News::Health { index, health } => self.changed |= self.rows.health(index, health),
             News::Xid { gpu, code } => self.xid(&gpu, code),
             News::KernelXid { slot, code } => match self.rows.in_slot(&slot) {
                 Some(gpu) => self.xid(&gpu, code),

@@ -90,6 +90,9 @@ fn find(shared: &Arc<Shared>) -> std::io::Result<bool> {
             tried: None,
             gone: 0,
         };
+        if shared.stopped() {
+            return Ok(true);
+        }
         shared.slots.lock().push(slot);
         spawn(&format!("gpu-{index}"), {
             let open = open.clone();
@@ -104,10 +107,11 @@ fn find(shared: &Arc<Shared>) -> std::io::Result<bool> {
 fn slow_round(shared: &Shared, index: u32, reader: &mut GpuReader) -> Result<(), Fault> {
     let before = reader.facts().domain.clone();
     let health = reader.slow()?;
-    shared.tell(News::Health { index, health });
-    if reader.facts().domain != before {
+    if reader.facts().domain == before {
+        shared.tell(News::Health { index, health });
+    } else {
         let facts = Box::new(reader.facts().clone());
-        shared.tell(News::Facts { index, facts, reopened: false });
+        shared.tell(News::Facts { index, facts, reopened: false, health: Ok(health) });
     }
     Ok(())
 }
@@ -249,22 +253,12 @@ impl Worker {
             *slot.id.lock() = Some(facts.id.clone());
         }
         let id = facts.id.clone();
-        self.shared.tell(News::Facts { index: self.index, facts: Box::new(facts), reopened });
-        match health {
-            Ok(health) => {
-                self.shared.tell(News::Health { index: self.index, health });
-                self.state = State::Read(Box::new(reader));
-                Ok(())
-            }
-            Err(fault) => {
-                self.state = State::Broken { id, generation: open.generation, fault };
-                self.shared.tell(News::Reading {
-                    index: self.index,
-                    number: 0,
-                    answer: Box::new(Err(fault)),
-                });
-                Err(fault)
-            }
-        }
+        let (index, facts) = (self.index, Box::new(facts));
+        self.shared.tell(News::Facts { index, facts, reopened, health });
+        self.state = match health {
+            Ok(_) => State::Read(Box::new(reader)),
+            Err(fault) => State::Broken { id, generation: open.generation, fault },
+        };
+        health.map(drop)
     }
 }

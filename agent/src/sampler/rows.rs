@@ -22,7 +22,7 @@ pub struct Rows {
     owners: BTreeMap<u32, GpuId>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Row {
     /// `None` until the GPU was seen since the agent started.
     facts: Option<GpuFacts>,
@@ -42,45 +42,45 @@ impl Rows {
     pub fn new(known: Vec<KnownGpu>) -> Self {
         let row = |known: KnownGpu| {
             let row = Row {
-                facts: None,
                 fault: Some(Fault::Lost),
-                late: false,
                 xid: known.xid,
-                health: Health::default(),
                 epoch: known.counter_epoch,
-                energy_mj: None,
-                latest: None,
                 gpu: Some(known.gpu.clone()),
+                ..Row::default()
             };
             (known.gpu.id, row)
         };
         Self { rows: known.into_iter().map(row).collect(), owners: BTreeMap::new() }
     }
 
-    /// A thread has said which GPU it has.
-    pub fn found(&mut self, index: u32, facts: GpuFacts, reopened: bool) {
+    /// A thread has said which GPU it has, and how it is.
+    pub fn found(
+        &mut self,
+        index: u32,
+        facts: GpuFacts,
+        reopened: bool,
+        health: Result<Health, Fault>,
+    ) {
         self.owners.insert(index, facts.id.clone());
-        let row = self.rows.entry(facts.id.clone()).or_insert_with(|| Row {
-            facts: None,
-            gpu: None,
-            fault: None,
-            late: false,
-            xid: None,
-            health: Health::default(),
-            epoch: 0,
-            energy_mj: None,
-            latest: None,
-        });
-        row.facts = Some(facts);
-        row.fault = None;
+        let row = self.rows.entry(facts.id.clone()).or_default();
+        // What a broken GPU says of itself is not better than what it said before.
+        if health.is_ok() || row.facts.is_none() {
+            row.facts = Some(facts);
+        }
         row.late = false;
+        match health {
+            Ok(health) => (row.health, row.fault) = (health, None),
+            Err(fault) => row.fault = Some(fault),
+        }
         if reopened {
             row.was_reset();
         }
     }
 
-    pub fn read(&mut self, index: u32, answer: Result<GpuSample, Fault>) {
-        let Some(row) = self.row_of(index) else { return };
+    /// True when more than the reading has changed.
+    pub fn read(&mut self, index: u32, answer: Result<GpuSample, Fault>) -> bool {
+        let Some(row) = self.row_of(index) else { return false };
+        let before = (row.condition(), row.epoch);
         // A thread that answers is out of its call.
         row.late = false;
         match answer {
@@ -99,13 +99,15 @@ impl Rows {
                 row.latest = None;
             }
         }
+        before != (row.condition(), row.epoch)
     }
 
-    pub fn health(&mut self, index: u32, health: Health) {
-        if let Some(row) = self.row_of(index) {
-            row.health = health;
-            row.fault = None;
-        }
+    /// True when the condition has changed.
+    pub fn health(&mut self, index: u32, health: Health) -> bool {
+        let Some(row) = self.row_of(index) else { return false };
+        let before = row.condition();
+        row.health = health;
+        before != row.condition()
     }
 
     pub fn late(&mut self, index: u32) {
@@ -214,5 +216,72 @@ impl Row {
                 (None, _) => GpuCondition::Healthy,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tessera_model::Bytes;
+
+    use super::*;
+
+    fn facts(memory: u64) -> GpuFacts {
+        GpuFacts {
+            id: GpuId::parse("GPU-0").unwrap(),
+            index: 0,
+            model: "NVIDIA H100 80GB HBM3".into(),
+            memory: Bytes::gib(memory),
+            pci_bus_id: "0000:1a:00.0".into(),
+            links: Vec::new(),
+            domain: None,
+            cpus: Vec::new(),
+        }
+    }
+
+    fn energy(energy_mj: u64) -> Result<GpuSample, Fault> {
+        Ok(GpuSample { energy_mj: Some(energy_mj), ..GpuSample::default() })
+    }
+
+    fn word(rows: &Rows) -> &'static str {
+        rows.conditions().values().next().map_or("healthy", GpuCondition::word)
+    }
+
+    #[test]
+    fn the_worst_condition_is_shown_and_each_ends_in_its_own_way() {
+        let gpu = GpuId::parse("GPU-0").unwrap();
+        let mut rows = Rows::default();
+        rows.found(0, facts(80), false, Ok(Health::default()));
+        assert_eq!(word(&rows), "healthy");
+        rows.xid(&gpu, 13);
+        assert_eq!(word(&rows), "healthy", "a job's own fault");
+        rows.xid(&gpu, 48);
+        rows.xid(&gpu, 79);
+        assert_eq!(rows.conditions()[&gpu], GpuCondition::Xid { code: 48 }, "the first is the cause");
+        rows.late(0);
+        assert_eq!(word(&rows), "unresponsive");
+        assert!(rows.read(0, Err(Fault::Lost)));
+        assert_eq!(word(&rows), "lost");
+        assert!(rows.read(0, energy(500)));
+        assert_eq!(word(&rows), "xid", "it is back and was not reset");
+        assert!(!rows.read(0, energy(600)));
+        assert!(rows.read(0, energy(3)), "its counters fell back");
+        assert_eq!(word(&rows), "healthy");
+        assert_eq!(rows.take_samples()[0].counter_epoch, 1);
+        assert!(rows.health(0, Health { wants_reset: true, ..Health::default() }));
+        assert_eq!(word(&rows), "reset-required");
+        assert!(rows.health(0, Health { remap_failure: true, ..Health::default() }));
+        assert_eq!(rows.conditions()[&gpu], GpuCondition::Xid { code: 64 });
+    }
+
+    #[test]
+    fn a_broken_gpu_does_not_spoil_what_it_said_when_it_was_whole() {
+        let mut rows = Rows::default();
+        rows.found(0, facts(80), false, Ok(Health::default()));
+        rows.found(0, facts(0), false, Err(Fault::ResetRequired));
+        assert_eq!(rows.facts()[0].memory, Bytes::gib(80));
+        assert_eq!(word(&rows), "reset-required");
+        let mut new = Rows::default();
+        new.found(0, facts(0), false, Err(Fault::ResetRequired));
+        assert_eq!((new.facts().len(), word(&new)), (1, "reset-required"));
     }
 }

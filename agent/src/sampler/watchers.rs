@@ -41,7 +41,8 @@ fn wait_for_events(shared: &Shared) {
     let mut gave_up = 0;
     while !shared.stopped() {
         let open = shared.driver.current().filter(|open| open.generation > gave_up);
-        let Some((open, events)) = open.and_then(|open| Some((open, open.events?))) else {
+        let Some((generation, events)) = open.and_then(|open| Some((open.generation, open.events?)))
+        else {
             thread::sleep(PAUSE);
             continue;
         };
@@ -51,7 +52,7 @@ fn wait_for_events(shared: &Shared) {
         MutexGuard::unlock_fair(set);
         match event {
             Ok(event) => {
-                let gpu = shared.names.lock().get(&(open.generation, event.device)).cloned();
+                let gpu = shared.names.lock().get(&(generation, event.device)).cloned();
                 match gpu {
                     Some(gpu) if event.kind & EVENT_XID != 0 => {
                         let code = u32::try_from(event.data).unwrap_or(u32::MAX);
@@ -64,7 +65,7 @@ fn wait_for_events(shared: &Shared) {
             Err(NvmlError::Timeout) => {}
             // A set that no device was registered in answers at once: do not spin.
             Err(NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound) => {
-                gave_up = open.generation;
+                gave_up = generation;
             }
             Err(error) => {
                 tracing::trace!(%error, "no event");

@@ -60,8 +60,14 @@ pub async fn run(api: &Api, args: &ExplainArgs, screen: &Screen) -> Outcome<u8> 
 /// The answer for people: the summary, the ladder, the expected start.
 pub fn text(e: &Explanation, now: UnixMillis, screen: &Screen) -> String {
     let mut out = String::new();
-    let subject = e.job.map_or("such a job".to_owned(), |j| format!("job {j}"));
-    let head = format!("{subject}: {}", printable(&e.summary));
+    let named = e.job.map(|j| format!("job {j}"));
+    let head = match &named {
+        // The scheduler's sentence may name the job itself.
+        Some(job) if !e.summary.starts_with(job.as_str()) => {
+            format!("{job}: {}", printable(&e.summary))
+        }
+        _ => printable(&e.summary).into_owned(),
+    };
     for line in wrap(&head, screen.width) {
         out.push_str(&line);
         out.push('\n');

@@ -139,14 +139,13 @@ impl Merger {
         let mut held = self.pending.remove(&rank).unwrap_or_default();
         held.extend_from_slice(data);
         let whole = match held.iter().rposition(|b| *b == b'\n') {
-            Some(at) => at + 1,
-            None if held.len() > LINE_BYTES_MAX => held.len(),
             // One rank's unfinished line, a prompt or a progress bar, is shown as it grows; only
             // what may be the first half of a character or of a colour waits.
-            None if !self.prefix => printable_end(&held),
+            _ if !self.prefix => printable_end(&held),
+            Some(at) => at + 1,
+            None if held.len() > LINE_BYTES_MAX => held.len(),
             None => 0,
         };
-        let whole = if self.prefix { whole } else { whole.max(printable_end(&held)) };
         let rest = held.split_off(whole);
         if !rest.is_empty() {
             self.pending.insert(rank, rest);
@@ -160,13 +159,11 @@ impl Merger {
         let mut out = Vec::new();
         for (rank, bytes) in pending {
             out.extend(self.format(rank, &bytes));
-            if self.prefix {
-                out.push(b'\n');
-            }
         }
         out
     }
 
+    /// With a prefix each piece is ended, so that no rank's words stand in another's line.
     fn format(&self, rank: u32, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len() + 16);
         for line in bytes.split_inclusive(|b| *b == b'\n') {
@@ -178,13 +175,9 @@ impl Merger {
             } else {
                 out.extend_from_slice(line);
             }
-        }
-        if self.prefix
-            && !out.is_empty()
-            && out.last() != Some(&b'\n')
-            && bytes.len() > LINE_BYTES_MAX
-        {
-            out.push(b'\n');
+            if self.prefix && !line.ends_with(b"\n") {
+                out.push(b'\n');
+            }
         }
         out
     }

@@ -8,7 +8,7 @@ use tessera_proto::{jobs::state_to_wire, v1};
 use crate::call::{Api, JobList, check_user};
 use crate::cli::QueueArgs;
 use crate::failure::Outcome;
-use crate::output::{Grid, Screen, count, left, right};
+use crate::output::{Grid, Screen, count, left, right, wrap};
 use crate::views::QueueView;
 use crate::when;
 
@@ -57,8 +57,10 @@ pub fn table(list: &JobList, now: UnixMillis, screen: &Screen) -> String {
     }
     let mut out = if list.jobs.is_empty() { String::new() } else { grid.render(screen) };
     if screen.tty {
-        out.push_str(&footer(list, screen));
-        out.push('\n');
+        for line in wrap(&footer(list, screen), screen.width) {
+            out.push_str(&line);
+            out.push('\n');
+        }
     }
     out
 }

@@ -116,10 +116,17 @@ async fn largest_node(api: &Api, model: Option<&str>) -> Outcome<u32> {
 
 /// `job 823 queued: position 3, starts by 14:05 UTC at the latest`.
 pub fn outlook(id: JobId, e: &Explanation, now: tessera_model::UnixMillis) -> String {
+    // The scheduler's sentence may name the job itself.
+    let named = format!("job {id}");
+    let own = match e.summary.strip_prefix(&named) {
+        Some(rest) => rest.trim_start_matches([':', ' ']),
+        None => &e.summary,
+    };
     match e.verdict {
-        Verdict::Started | Verdict::Ended => format!("job {id}: {}", e.summary),
+        Verdict::Started | Verdict::Ended if own.len() < e.summary.len() => e.summary.clone(),
+        Verdict::Started | Verdict::Ended => format!("job {id}: {own}"),
         Verdict::StartsNow => format!("job {id} queued: it starts now"),
-        Verdict::Infeasible => format!("job {id} queued: {}", e.summary),
+        Verdict::Infeasible => format!("job {id} queued: {own}"),
         Verdict::Waits => {
             let mut parts = Vec::new();
             parts.extend(e.position.map(|p| format!("position {p}")));
@@ -128,7 +135,7 @@ pub fn outlook(id: JobId, e: &Explanation, now: tessera_model::UnixMillis) -> St
                 None => "start not known, since a running job has no time limit".to_owned(),
             });
             if e.position.is_none() && e.expected_start.is_none() {
-                parts = vec![e.summary.clone()];
+                parts = vec![own.to_owned()];
             }
             format!("job {id} queued: {}", parts.join(", "))
         }
@@ -172,6 +179,22 @@ mod tests {
             (
                 Explanation { expected_start: None, position: None, ..base.clone() },
                 "job 823 queued: it needs 4 nodes",
+            ),
+            (
+                Explanation {
+                    verdict: Verdict::Infeasible,
+                    summary: "job 823: cannot start".to_owned(),
+                    ..base.clone()
+                },
+                "job 823 queued: cannot start",
+            ),
+            (
+                Explanation {
+                    verdict: Verdict::Started,
+                    summary: "job 823 runs on n01".to_owned(),
+                    ..base.clone()
+                },
+                "job 823 runs on n01",
             ),
             (
                 Explanation { verdict: Verdict::StartsNow, ..base.clone() },

@@ -34,6 +34,9 @@ pub struct Cluster {
     /// Events applied so far.
     pub revision: Revision,
     pub epoch: Epoch,
+    /// When this reign began: agents could not answer before.
+    #[serde(default)]
+    pub epoch_at: UnixMillis,
     pub topology: Topology,
     pub teams: BTreeMap<TeamId, Team>,
     pub tokens: BTreeMap<String, Token>,
@@ -104,6 +107,7 @@ impl Cluster {
             Event::EpochBegan { epoch } => {
                 assert!(*epoch > self.epoch, "epoch {epoch:?} after {:?}", self.epoch);
                 self.epoch = *epoch;
+                self.epoch_at = self.now;
             }
             Event::TopologyLoaded { topology } => {
                 self.topology = topology.clone();
@@ -336,6 +340,7 @@ impl Cluster {
             phase: Phase::Preparing,
             granted_at: self.now,
             running_since: None,
+            committed: false,
             ended: BTreeMap::new(),
             released: BTreeSet::new(),
             written_off: BTreeSet::new(),
@@ -372,6 +377,7 @@ impl Cluster {
             return;
         }
         attempt.phase = Phase::Committed { master_addr: master_addr.to_owned(), master_port };
+        attempt.committed = true;
         for place in &attempt.lease.places {
             let master_addr = master_addr.to_owned();
             let order = Order::Commit { attempt: id, master_addr, master_port };
@@ -447,7 +453,13 @@ impl Cluster {
         occupied: &BTreeMap<GpuId, Vec<u32>>,
     ) {
         if !self.jobs.attempts.get(&id).is_some_and(|a| a.holds(node)) {
-            // Heard before: the agent only wants to know that it may forget it.
+            // Heard before, or written off: the agent wants to know that it may forget it, and
+            // GPUs on which something still runs are kept from others.
+            self.with_node(node, |n| {
+                let free = occupied.iter().filter(|(g, _)| !n.held.contains_key(*g));
+                let free: Vec<_> = free.map(|(g, pids)| (g.clone(), pids.clone())).collect();
+                n.occupied.extend(free);
+            });
             self.outbox.orders.push((node.clone(), Order::Forget { attempt: id }));
             return;
         }
@@ -470,7 +482,8 @@ impl Cluster {
         let Some((index, place)) = attempt.place(node).map(|(i, p)| (i, p.clone())) else { return };
         let end = if why == WriteOffWhy::LeaseLapsed { TaskEnd::Lapsed } else { TaskEnd::Unknown };
         for rank in attempt.ranks_at(index) {
-            if !attempt.ended.contains_key(&rank) {
+            // What was never told to start has not run: it has no end, and may be tried again.
+            if attempt.committed && !attempt.ended.contains_key(&rank) {
                 attempt.ended.insert(rank, end.clone());
                 attempt.first_failure.get_or_insert((rank, end.clone()));
             }
@@ -541,6 +554,10 @@ impl Cluster {
         match &attempt.stop {
             Some(StopWhy::TimeLimit) => {
                 let limit = attempt.spec.time_limit.unwrap_or_default();
+                if let Some((rank, end @ TaskEnd::Unknown)) = &attempt.first_failure {
+                    let text = format!("told to stop at its time limit of {limit}; rank {rank} {end}");
+                    return Conclusion::End(JobState::Lost, None, text);
+                }
                 let code = attempt.first_failure.as_ref().and_then(|(_, end)| end.exit_code());
                 return Conclusion::End(
                     JobState::Failed,

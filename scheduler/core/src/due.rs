@@ -17,7 +17,7 @@ pub struct Limits {
     pub lease: Millis,
     /// Without a heartbeat for this long, leases on the node have lapsed for certain.
     pub lost: Millis,
-    /// From the grant of a lease until every task was started.
+    /// From the grant of a lease, or the begin of a reign, until every task was started.
     pub launch: Millis,
 }
 
@@ -54,7 +54,8 @@ pub fn due(cluster: &Cluster, now: UnixMillis, limits: &Limits) -> Vec<Event> {
                 attempt.deadline().is_some_and(|d| d <= now).then_some(StopWhy::TimeLimit)
             }
             Phase::Preparing | Phase::Committed { .. }
-                if now.since(attempt.granted_at) > limits.launch =>
+                // After a restart, agents get as long again to say what they have started.
+                if now.since(attempt.granted_at.max(cluster.epoch_at)) > limits.launch =>
             {
                 let committed = attempt.phase != Phase::Preparing;
                 let answered = |n: &NodeId| {

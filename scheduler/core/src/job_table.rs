@@ -1,7 +1,7 @@
 //! Jobs and their attempts, with the indexes that make the common questions cheap.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,9 @@ pub struct Attempt {
     pub phase: Phase,
     pub granted_at: UnixMillis,
     pub running_since: Option<UnixMillis>,
+    /// Its nodes were told to start: from here on something of it may have run.
+    #[serde(default)]
+    pub committed: bool,
     pub ended: BTreeMap<u32, TaskEnd>,
     pub released: BTreeSet<NodeId>,
     /// Places that were written off: their tasks' ends are not known.
@@ -119,26 +122,24 @@ pub struct JobTable {
     on_node: BTreeMap<NodeId, BTreeSet<AttemptId>>,
     #[serde(skip)]
     keys: BTreeMap<(UserId, String), JobId>,
+    /// Ended jobs, oldest first; by what a snapshot holds, so that a restored table lets the same go.
     #[serde(skip)]
-    ended: VecDeque<JobId>,
+    ended: BTreeSet<(Option<UnixMillis>, JobId)>,
 }
 
 impl JobTable {
     /// Makes the indexes again after a snapshot was read.
     pub fn reindex(&mut self) {
         let jobs: Vec<Job> = self.jobs.values().cloned().collect();
-        let mut ended: Vec<(Option<UnixMillis>, JobId)> = Vec::new();
         for job in &jobs {
             self.index_key(job);
             if job.state == JobState::Pending {
                 self.queue.insert((Reverse(job.spec.priority), job.id));
             }
             if job.state.is_terminal() {
-                ended.push((job.ended_at, job.id));
+                self.ended.insert((job.ended_at, job.id));
             }
         }
-        ended.sort();
-        self.ended = ended.into_iter().map(|(_, id)| id).collect();
         for (id, attempt) in &self.attempts {
             for place in &attempt.lease.places {
                 if !attempt.released.contains(&place.node) {
@@ -198,14 +199,14 @@ impl JobTable {
         }
         job.state = next;
         if next.is_terminal() {
-            self.ended.push_back(id);
+            self.ended.insert((job.ended_at, id));
         }
     }
 
     /// Lets the oldest ended jobs go, but none that still holds a GPU.
     pub fn prune(&mut self) {
         while self.ended.len() > ENDED_KEPT {
-            let Some(id) = self.ended.front().copied() else { return };
+            let Some((_, id)) = self.ended.first().copied() else { return };
             let holds = self
                 .jobs
                 .get(&id)
@@ -214,7 +215,7 @@ impl JobTable {
             if holds {
                 return;
             }
-            self.ended.pop_front();
+            self.ended.pop_first();
             if let Some(job) = self.jobs.remove(&id)
                 && let Some(key) = job.key
             {
@@ -239,6 +240,9 @@ impl JobTable {
     pub fn mark_released(&mut self, id: AttemptId, node: &NodeId) {
         if let Some(on_node) = self.on_node.get_mut(node) {
             on_node.remove(&id);
+            if on_node.is_empty() {
+                self.on_node.remove(node);
+            }
         }
         if let Some(attempt) = self.attempts.get_mut(&id) {
             attempt.released.insert(node.clone());

@@ -3,7 +3,8 @@
 //! In: streams of one node, named by its certificate and by nothing it says. Out: certificates,
 //! orders, acknowledgements. What a report means is the core's affair.
 
-mod wire; // reports and orders, to and from the wire
+/// Reports and orders, to and from the wire.
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tessera_proto::v1;
 use super::{Sender, Shared, Stream, auth, going_down, stopped, stream};
 use crate::ca::{self, CaError};
 use crate::config::wall_clock;
-use crate::series::Gap;
+use crate::series::{Gap, Taken};
 use crate::tokens;
 
 /// How long an agent may take for its first word.
@@ -74,12 +75,8 @@ impl v1::agents_server::Agents for Service {
         let epoch = self.0.handle.hello(hello, orders_tx).await.map_err(|e| to_status(&e))?;
         tracing::info!(%node, session = session.0, "agent connected");
         let (out, answer) = stream();
-        let welcome =
-            v1::Welcome { session: session.0, heartbeat_ms: self.0.settings.heartbeat.0 };
-        let welcome = v1::Order {
-            epoch: epoch.0,
-            order: Some(v1::order::Order::Welcome(welcome)),
-        };
+        let welcome = v1::Welcome { session: session.0, heartbeat_ms: self.0.settings.heartbeat.0 };
+        let welcome = v1::Order { epoch: epoch.0, order: Some(v1::order::Order::Welcome(welcome)) };
         // The stream is new and has room for this.
         let _ = out.send(Ok(welcome)).await;
         let line = Line { shared: self.0.clone(), node, session, epoch, out };
@@ -107,7 +104,12 @@ impl v1::agents_server::Agents for Service {
                 };
                 let answer = match batch {
                     Ok(Some(batch)) => {
-                        take_batch(&shared, &node, &mut decoder, batch).map_err(|e| to_status(&e))
+                        match take_batch(&shared, &node, &mut decoder, batch) {
+                            Ok(Some(ack)) => Ok(ack),
+                            // There was nothing in it to acknowledge.
+                            Ok(None) => continue,
+                            Err(refusal) => Err(to_status(&refusal)),
+                        }
                     }
                     Ok(None) => return,
                     Err(status) => Err(status),
@@ -211,7 +213,9 @@ fn not_taken(cluster: &tessera_core::Cluster, token: &str, node: &NodeId) -> Res
             RefusalKind::Precondition,
             "node",
             format!("a node {node} is up already, and the token is for a new one"),
-            format!("choose another --name, or make a token for this one: `tessera token create --node {node}`"),
+            format!(
+                "choose another --name, or make a token for this one: `tessera token create --node {node}`"
+            ),
         ));
     }
     Ok(())
@@ -284,9 +288,10 @@ fn take_batch(
     node: &NodeId,
     decoder: &mut Decoder,
     batch: v1::TelemetryBatch,
-) -> Result<v1::TelemetryAck, Refusal> {
-    let boot = BootId::parse(&batch.boot_id)
-        .map_err(|e| Refusal::invalid("boot_id", e.to_string(), "send /proc/sys/kernel/random/boot_id"))?;
+) -> Result<Option<v1::TelemetryAck>, Refusal> {
+    let boot = BootId::parse(&batch.boot_id).map_err(|e| {
+        Refusal::invalid("boot_id", e.to_string(), "send /proc/sys/kernel/random/boot_id")
+    })?;
     if batch.ticks.len() > TICKS_MAX || batch.gaps.len() > TICKS_MAX {
         let message = format!(
             "{} ticks and {} gaps in one batch, {TICKS_MAX} of each are taken",
@@ -301,15 +306,27 @@ fn take_batch(
     let skip = |gap: v1::Gap| {
         shared.series.gap(node, &boot, Gap { first: gap.first, count: gap.count });
     };
+    let mut outdated = None;
     for tick in batch.ticks {
-        while let Some(gap) = gaps.next_if(|g| g.first < tick.sequence) {
+        let sequence = tick.sequence;
+        while let Some(gap) = gaps.next_if(|g| g.first < sequence) {
             skip(gap);
         }
-        shared.series.take(decoder.decode(&boot, tick)?);
+        match decoder.decode(&boot, tick) {
+            Ok(sample) => {
+                if shared.series.take(sample) == Taken::Outdated {
+                    outdated = Some(sequence);
+                }
+            }
+            // Sent again it would be no better: it is lost, and the stream goes on.
+            Err(refusal) => {
+                tracing::warn!(%node, sequence, reason = %refusal, "a sample cannot be read");
+                skip(v1::Gap { first: sequence, count: 1 });
+            }
+        }
     }
     gaps.for_each(skip);
-    Ok(v1::TelemetryAck {
-        sequence: shared.series.acknowledged(node, &boot).unwrap_or(0),
-        boot_id: batch.boot_id,
-    })
+    // What is left of a boot that is over is taken off the agent's hands.
+    let done = shared.series.acknowledged(node, &boot).or(outdated);
+    Ok(done.map(|sequence| v1::TelemetryAck { sequence, boot_id: batch.boot_id }))
 }

@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderValue};
 use parking_lot::Mutex;
 use tonic::Status;
 
@@ -133,16 +133,18 @@ impl Gate {
         self.cache.lock().clear();
     }
 
-    async fn admit(&self, rule: Rule, request: &Request) -> Result<Caller, Refusal> {
+    async fn admit(
+        &self,
+        rule: Rule,
+        peer: Option<Peer>,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Caller, Refusal> {
         match rule {
             Rule::Anyone => Ok(Caller::Anyone),
-            Rule::Node => {
-                let peer = request.extensions().get::<Peer>();
-                peer.and_then(|p| p.node.clone()).map(Caller::Node).ok_or_else(no_certificate)
-            }
+            Rule::Node => peer.and_then(|p| p.node).map(Caller::Node).ok_or_else(no_certificate),
             Rule::Person(verb) => {
-                let header = request.headers().get(AUTHORIZATION);
-                let text = header.ok_or_else(no_token)?.to_str().map_err(|_| bad_token())?;
+                let header = authorization.ok_or_else(no_token)?;
+                let text = header.to_str().map_err(|_| bad_token())?;
                 let token = text.strip_prefix("Bearer ").ok_or_else(bad_token)?;
                 let shown = tokens::read(token.trim()).ok_or_else(bad_token)?;
                 let principal = self.principal(shown).await?;
@@ -230,7 +232,9 @@ pub async fn guard(State(gate): State<Arc<Gate>>, mut request: Request, next: Ne
     let Some(rule) = rule(request.uri().path()) else {
         return Status::unimplemented("there is no such method").into_http::<Body>();
     };
-    match gate.admit(rule, &request).await {
+    let peer = request.extensions().get::<Peer>().cloned();
+    let authorization = request.headers().get(AUTHORIZATION).cloned();
+    match gate.admit(rule, peer, authorization).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await

@@ -227,7 +227,8 @@ async fn connection(
         .keep_alive_timeout(Duration::from_secs(10));
     // What the handshake agreed on need not be guessed from the first bytes.
     let builder = if is_h2 { builder.http2_only() } else { builder.http1_only() };
-    let served = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+    let served =
+        watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     tokio::pin!(served);
     let idle = tokio::time::sleep(bounds.handshake);
     tokio::select! {
@@ -316,7 +317,10 @@ mod tests {
         (chain, PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap())
     }
 
-    async fn connect(server: &Server, connector: TlsConnector) -> std::io::Result<TlsStream<TcpStream>> {
+    async fn connect(
+        server: &Server,
+        connector: TlsConnector,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let tcp = TcpStream::connect(server.address).await?;
         connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await
     }
@@ -424,9 +428,8 @@ mod tests {
             acceptor.accept(tcp).await.map(|_| ())
         });
         let tcp = TcpStream::connect(address).await.unwrap();
-        let outcome = client(&ca, None, "h2")
-            .connect(ServerName::try_from("localhost").unwrap(), tcp)
-            .await;
+        let outcome =
+            client(&ca, None, "h2").connect(ServerName::try_from("localhost").unwrap(), tcp).await;
         assert!(outcome.is_err());
         assert!(fake.await.unwrap().is_err());
     }

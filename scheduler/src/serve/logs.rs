@@ -77,10 +77,7 @@ pub struct AgentLine {
 
 impl LogHub {
     /// A node's stream begins; what it is asked comes out of the receiver.
-    pub fn connect(
-        self: &Arc<Self>,
-        node: NodeId,
-    ) -> (AgentLine, mpsc::Receiver<v1::LogWanted>) {
+    pub fn connect(self: &Arc<Self>, node: NodeId) -> (AgentLine, mpsc::Receiver<v1::LogWanted>) {
         let (wishes, wanted) = mpsc::channel(ON_THEIR_WAY);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting::default();

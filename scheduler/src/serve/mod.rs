@@ -4,17 +4,28 @@
 //! request becomes one of `model`'s types, or is refused, on its first lines; what it may do is the
 //! core's door's affair; nothing here decides anything.
 
-pub mod listen; // TLS, HTTP/2 and HTTP/1.1 on one port, and whose certificate a connection shows
-pub mod auth; // who is calling, and the table of who may call what
-pub mod agents; // joining, orders and reports, samples
-pub mod jobs; // submit, list, explain, cancel, watch
-pub mod output; // what tasks wrote, followed across ranks
-pub mod nodes; // nodes for people
-pub mod usage; // who held what, at what price
-pub mod admin; // teams and tokens
-pub mod logs; // pieces of output, fetched from agents
-pub mod watches; // changes of jobs, for those who wait for them
-mod pages; // what a browser sees
+/// Teams and tokens.
+pub mod admin;
+/// Joining, orders and reports, samples.
+pub mod agents;
+/// Who is calling, and the table of who may call what.
+pub mod auth;
+/// Submit, list, explain, cancel, watch.
+pub mod jobs;
+/// TLS, HTTP/2 and HTTP/1.1 on one port, and whose certificate a connection shows.
+pub mod listen;
+/// Pieces of output, fetched from agents.
+pub mod logs;
+/// Nodes for people.
+pub mod nodes;
+/// What tasks wrote, followed across ranks.
+pub mod output;
+/// What a browser sees.
+mod pages;
+/// Who held what, at what price.
+pub mod usage;
+/// Changes of jobs, for those who wait for them.
+pub mod watches;
 
 use std::sync::Arc;
 

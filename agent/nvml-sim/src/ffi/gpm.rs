@@ -83,4 +83,5 @@ pub struct GpmHead {
     sample2: Handle,
 }
 
-const _: () = assert!(size_of::<GpmHead>() == std::mem::offset_of!(sys::nvmlGpmMetricsGet_t, metrics));
+const _: () =
+    assert!(size_of::<GpmHead>() == std::mem::offset_of!(sys::nvmlGpmMetricsGet_t, metrics));

@@ -5,8 +5,8 @@ use std::ffi::{c_int, c_uint, c_ulonglong};
 use nvml_wrapper_sys::bindings as sys;
 
 use crate::abi::{Code, InOut, Out, OutArray, version};
-use crate::fields::{self, Value};
 use crate::ffi::device_fns;
+use crate::fields::{self, Value};
 
 /// Microseconds over which encoder and decoder utilization are averaged.
 const CODEC_PERIOD_US: c_uint = 1_000_000;

@@ -13,8 +13,15 @@ use crate::scenario::NullQuery;
 /// NVML's "this process is in no MIG instance".
 const NO_INSTANCE: c_uint = u32::MAX;
 
-fn compute_processes(d: &Device, count: InOut<c_uint>, infos: OutArray<sys::nvmlProcessInfo_t>) -> Answer {
-    let found: Vec<_> = d.node().processes(d.index).iter()
+fn compute_processes(
+    d: &Device,
+    count: InOut<c_uint>,
+    infos: OutArray<sys::nvmlProcessInfo_t>,
+) -> Answer {
+    let found: Vec<_> = d
+        .node()
+        .processes(d.index)
+        .iter()
         .map(|p| sys::nvmlProcessInfo_t {
             pid: p.pid,
             usedGpuMemory: p.mem_bytes,

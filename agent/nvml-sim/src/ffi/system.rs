@@ -49,7 +49,12 @@ pub extern "C" fn nvmlErrorString(result: sys::nvmlReturn_t) -> *const c_char {
 }
 
 /// Gives out a handle for a GPU, unless a fault of that GPU bars it.
-fn hand_out(session: Session, function: &str, index: usize, device: Out<Handle>) -> Result<(), Code> {
+fn hand_out(
+    session: Session,
+    function: &str,
+    index: usize,
+    device: Out<Handle>,
+) -> Result<(), Code> {
     let device_found = enter_gpu(session, function, index)?;
     device.set(device_found.handle())
 }

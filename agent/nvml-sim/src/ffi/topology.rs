@@ -226,7 +226,7 @@ device_fns! {
     nvmlDeviceGetMigDeviceHandleByIndex(_index: c_uint, _mig: Out<Handle>) |d| {
         Err(if d.hw().spec.mig { Code::NOT_FOUND } else { Code::NOT_SUPPORTED })
     }
-    nvmlDeviceGetDeviceHandleFromMigDeviceHandle(_device: Out<Handle>) |_d| { Err(Code::INVALID_ARGUMENT) }
+    nvmlDeviceGetDeviceHandleFromMigDeviceHandle(_parent: Out<Handle>) |_d| { Err(Code::INVALID_ARGUMENT) }
     nvmlDeviceIsMigDeviceHandle(is_mig: Out<c_uint>) |_d| { is_mig.set(0) }
     nvmlDeviceGetAttributes_v2(_attributes: Out<sys::nvmlDeviceAttributes_t>) |_d| { Err(Code::NOT_SUPPORTED) }
     nvmlDeviceGetGpuInstanceId(_id: Out<c_uint>) |_d| { Err(Code::NOT_SUPPORTED) }

@@ -3,13 +3,16 @@
 #![allow(dead_code)] // Each test file uses its part.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::InitFlags;
+use nvml_wrapper_sys::bindings::NvmlLib;
 use tempfile::TempDir;
 use tessera_nvml_sim::scenario::{Control, FaultSpec, Scenario};
-use tessera_nvml_sim::{NodeOptions, Preset, create_node, find_library, journal, node};
+use tessera_nvml_sim::{NodeOptions, Preset, control, create_node, find_library, journal};
 
 /// How long a test waits for what must come; only a broken library makes it wait so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,8 +29,12 @@ impl TestNode {
     /// A node whose scenario is changed before anything loads it.
     pub fn with(name: &str, preset: Preset, change: impl FnOnce(&mut Scenario)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let library = find_library().expect("cargo builds the cdylib before its tests");
-        let options = NodeOptions { library: Some(library), ..NodeOptions::new(name, preset) };
+        let library = library();
+        // GPUs of two tests must not share a UUID, or a job of one would run on both.
+        static NODES: AtomicU64 = AtomicU64::new(0);
+        let seed = u64::from(std::process::id()) << 20 | NODES.fetch_add(1, Relaxed);
+        let options =
+            NodeOptions { library: Some(library), seed, ..NodeOptions::new(name, preset) };
         create_node(dir.path(), &options).unwrap();
         let path = dir.path().join("node.toml");
         let mut scenario = Scenario::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
@@ -54,12 +61,29 @@ impl TestNode {
 
     /// Adds a fault to the living node.
     pub fn inject(&self, spec: FaultSpec) {
-        node::append_control(self.path(), &Control { load: Vec::new(), fault: vec![spec] }).unwrap();
+        control::append(self.path(), &Control { load: Vec::new(), fault: vec![spec] }).unwrap();
     }
 
     pub fn journal(&self) -> Vec<journal::Record> {
         journal::read(self.path()).unwrap()
     }
+}
+
+/// A copy of the built library, made once: cargo may be building it anew for somebody else meanwhile.
+pub fn library() -> PathBuf {
+    static COPY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = COPY.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("libtessera_nvml_sim.so");
+        wait_for("the built library", || {
+            std::fs::copy(find_library()?, &path).ok()?;
+            // A file that is still being written cannot be loaded.
+            // SAFETY: loading our own library runs no code of its own.
+            unsafe { NvmlLib::new(&path) }.ok().map(drop)
+        });
+        (dir, path)
+    });
+    path.clone()
 }
 
 /// Asks until the answer is there.

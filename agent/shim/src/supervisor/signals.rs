@@ -29,17 +29,21 @@ pub struct ChildSignals {
 }
 
 impl ChildSignals {
+    /// Blocks every signal, for good. The job's process inherits that until its own dispositions
+    /// are set, so a signal sent to it before its exec waits for it. If it were only ignored, as
+    /// the shim ignores SIGTERM, it would be lost.
     pub fn block_and_watch() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: sigemptyset initialises the set before any other use; SIGCHLD's default
+        // SAFETY: sigfillset initialises the set before any other use; SIGCHLD's default
         // disposition is restored, since an inherited SIG_IGN would throw exit codes away.
         let fd = unsafe {
             libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-            libc::sigemptyset(set.as_mut_ptr());
-            libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
+            libc::sigfillset(set.as_mut_ptr());
             if libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut()) != 0 {
                 return Err(io::Error::last_os_error());
             }
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
             libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
         };
         if fd < 0 {

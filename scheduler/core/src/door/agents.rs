@@ -121,7 +121,7 @@ pub fn hello(cluster: &Cluster, now: UnixMillis, hello: &Hello) -> Greeting {
     greeting.events.push(up);
     greeting.events.extend(forgotten(cluster, now, hello));
     let known = cluster.nodes.get(node).map(|n| &n.conditions);
-    if known.is_none_or(|k| *k != hello.conditions) {
+    if known.map_or(!hello.conditions.is_empty(), |k| *k != hello.conditions) {
         let (node, conditions) = (node.clone(), hello.conditions.clone());
         greeting.events.push(Event::ConditionsChanged { node, conditions });
     }
@@ -209,7 +209,11 @@ pub fn report(
         }
         Report::Released { attempt, occupied } => {
             let held = cluster.jobs.attempts.get(&attempt).is_some_and(|a| a.holds(node));
-            if held {
+            // Written off before, but what runs on its GPUs is news all the same.
+            let occupied_now = occupied
+                .keys()
+                .any(|g| !known.held.contains_key(g) && !known.occupied.contains_key(g));
+            if held || occupied_now {
                 return vec![Event::PlaceReleased { attempt, node: node.clone(), occupied }];
             }
             // Known before: the agent only waits to hear that it may forget.

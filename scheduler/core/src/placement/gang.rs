@@ -73,7 +73,9 @@ pub fn place(
         }
         if depth == limit {
             let best = domains.iter().rev().max_by_key(|d| d.len());
-            let name = best.and_then(|d| domain_of(&nodes[d[0].chosen.node], depth));
+            // At depth 0 the one domain may be empty.
+            let first = best.and_then(|d| d.first());
+            let name = first.and_then(|f| domain_of(&nodes[f.chosen.node], depth));
             return Err(NoFit {
                 have: u32::try_from(best.map_or(0, Vec::len)).unwrap_or(u32::MAX),
                 level: depth.checked_sub(1).map(|d| levels[d].clone()),

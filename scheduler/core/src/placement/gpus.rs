@@ -35,13 +35,19 @@ pub fn choose(gpus: &[GpuView], free: u64, count: u32, model: Option<&str>) -> O
     best
 }
 
-/// Those of `among` whose model contains `model`.
+/// Those of `among` whose model contains `model`, without regard to case.
 pub fn matching(gpus: &[GpuView], among: u64, model: Option<&str>) -> u64 {
     let Some(model) = model else { return among };
     gpus.iter()
         .enumerate()
-        .filter(|(i, g)| among >> i & 1 == 1 && g.model.contains(model))
+        .filter(|(i, g)| among >> i & 1 == 1 && contains(&g.model, model))
         .fold(0, |mask, (i, _)| mask | 1 << i)
+}
+
+/// Asked for every GPU of every node: it must not allocate.
+fn contains(text: &str, part: &str) -> bool {
+    let (text, part) = (text.as_bytes(), part.as_bytes());
+    part.is_empty() || text.windows(part.len()).any(|w| w.eq_ignore_ascii_case(part))
 }
 
 /// Free GPUs that are alike: same NVLink group, same NUMA node. Lowest indices first.

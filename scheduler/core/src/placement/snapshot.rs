@@ -88,7 +88,24 @@ impl Snapshot {
                 avoid: job.avoid.clone(),
             })
             .collect();
+        let mut pending = std::mem::take(&mut snapshot.pending);
+        for job in pending.iter_mut().filter(|p| !p.avoid.is_empty()) {
+            // Nodes that failed to start it are avoided only while the others could take it.
+            if !snapshot.could_do_without(job) {
+                job.avoid.clear();
+            }
+        }
+        snapshot.pending = pending;
         snapshot
+    }
+
+    /// Whether the job would fit on the nodes it does not avoid, were they empty.
+    fn could_do_without(&self, job: &Pending) -> bool {
+        let mut empty = self.nodes.clone();
+        for node in &mut empty {
+            node.give(u64::MAX, node.cpus, node.memory);
+        }
+        super::place(&empty, &self.levels, &job.gang, &job.within, &job.avoid).is_ok()
     }
 
     /// All but the queue.

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use tessera_core::Order;
 use tessera_core::door::agents::{Finished, Hello, Report, Running};
-use tessera_model::{
-    AttemptId, Epoch, GpuId, NodeId, Refusal, RefusalKind, SessionId, TaskEnd,
-};
+use tessera_model::{AttemptId, Epoch, GpuId, NodeId, Refusal, RefusalKind, SessionId, TaskEnd};
 use tessera_proto::jobs::end_from_wire;
 use tessera_proto::nodes::{conditions_from_wire, inventory_from_wire};
 use tessera_proto::v1;
@@ -26,8 +24,7 @@ pub fn hello(first: Option<v1::Report>, node: &NodeId) -> Result<Hello, Refusal>
         Ok(Running {
             attempt: attempt(&r.attempt)?,
             started: r.started,
-            // One that has started needs no port any more.
-            master_port: if r.started { 0 } else { port(r.master_port)? },
+            master_port: port(r.master_port)?,
             ended: ends(r.ended)?,
         })
     };
@@ -55,10 +52,9 @@ pub fn report(wire: v1::Report, node: &NodeId) -> Result<Report, Refusal> {
             return Err(Refusal::invalid("report", "a second hello on one stream", RELEASE));
         }
         Wire::Heartbeat(h) => Report::Heartbeat { sent_boottime_ms: h.sent_boottime_ms },
-        Wire::Prepared(p) => Report::Prepared {
-            attempt: attempt(&p.attempt)?,
-            master_port: port(p.master_port)?,
-        },
+        Wire::Prepared(p) => {
+            Report::Prepared { attempt: attempt(&p.attempt)?, master_port: port(p.master_port)? }
+        }
         Wire::Refused(r) => Report::Refused { attempt: attempt(&r.attempt)?, why: r.why },
         Wire::Started(s) => Report::Started { attempt: attempt(&s.attempt)? },
         Wire::TaskEnded(t) => {
@@ -120,10 +116,9 @@ pub fn order(epoch: Epoch, settings: &Settings, order: Order) -> v1::Order {
             Wire::Stop(v1::Stop { attempt: attempt.to_string(), grace_ms: grace.0 })
         }
         Order::Forget { attempt } => Wire::Forget(v1::Forget { attempt: attempt.to_string() }),
-        Order::Grant { heartbeat_sent_boottime_ms } => Wire::Grant(v1::Grant {
-            heartbeat_sent_boottime_ms,
-            lease_ms: settings.lease.0,
-        }),
+        Order::Grant { heartbeat_sent_boottime_ms } => {
+            Wire::Grant(v1::Grant { heartbeat_sent_boottime_ms, lease_ms: settings.lease.0 })
+        }
     };
     v1::Order { epoch: epoch.0, order: Some(order) }
 }
@@ -147,11 +142,10 @@ fn attempt(text: &str) -> Result<AttemptId, Refusal> {
     })
 }
 
+/// 0 says that the agent has kept none: it matters on the node of rank 0 only.
 fn port(number: u32) -> Result<u16, Refusal> {
-    match u16::try_from(number) {
-        Ok(port) if port > 0 => Ok(port),
-        _ => Err(Refusal::invalid("master_port", format!("{number} is no port"), RELEASE)),
-    }
+    u16::try_from(number)
+        .map_err(|_| Refusal::invalid("master_port", format!("{number} is no port"), RELEASE))
 }
 
 fn end(wire: Option<v1::TaskEnd>) -> Result<TaskEnd, Refusal> {
@@ -284,14 +278,15 @@ mod tests {
     fn bad_values_in_a_report_are_refused() {
         use v1::report::Report as Wire;
         let prepared = |attempt: &str, port| {
-            let report = Wire::Prepared(v1::Prepared { attempt: attempt.into(), master_port: port });
+            let report =
+                Wire::Prepared(v1::Prepared { attempt: attempt.into(), master_port: port });
             v1::Report { report: Some(report) }
         };
         for (attempt, port, fine) in [
             ("9.2", 4_000, true),
             ("9", 4_000, false),
             ("", 4_000, false),
-            ("9.2", 0, false),
+            ("9.2", 0, true),
             ("9.2", 65_536, false),
         ] {
             let got = report(prepared(attempt, port), &node("n0"));

@@ -1,0 +1,98 @@
+//! Simulated hours: the real core, a virtual clock, dying nodes and late messages. The same seed
+//! gives the same run, so a failure names the one to repeat with.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tessera_model::Millis;
+use tessera_sim::{Faults, Planted, World};
+
+/// Seeds a test runs; `TESSERA_SIM_SEEDS` asks for more.
+fn seeds(usual: u64) -> std::ops::Range<u64> {
+    let asked = std::env::var("TESSERA_SIM_SEEDS").ok().and_then(|n| n.parse().ok());
+    let first = std::env::var("TESSERA_SIM_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    first..first + asked.unwrap_or(usual)
+}
+
+/// Runs a world to its end and says what was broken. A broken promise that stops the core is one, too.
+fn broken(seed: u64, faults: Faults, planted: Option<Planted>, length: Millis) -> String {
+    let run = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed, faults);
+        if let Some(bug) = planted {
+            world.plant(bug);
+        }
+        world.run_for(length);
+        world.settle();
+        world.broken_promises()
+    }));
+    run.unwrap_or_else(|panic| match panic.downcast::<String>() {
+        Ok(text) => format!("the scheduler stopped: {text}"),
+        Err(_) => "the scheduler stopped".to_owned(),
+    })
+}
+
+#[test]
+fn in_a_world_without_faults_everything_ends_well() {
+    for seed in seeds(20) {
+        let broken = broken(seed, Faults::NONE, None, Millis::from_secs(1_200));
+        assert_eq!(broken, "", "seed {seed}");
+    }
+}
+
+#[test]
+fn promises_hold_under_mild_faults() {
+    for seed in seeds(60) {
+        let broken = broken(seed, Faults::MILD, None, Millis::from_secs(3_600));
+        assert_eq!(broken, "", "seed {seed}");
+    }
+}
+
+#[test]
+fn promises_hold_under_harsh_faults() {
+    for seed in seeds(100) {
+        let broken = broken(seed, Faults::HARSH, None, Millis::from_secs(1_800));
+        assert_eq!(broken, "", "seed {seed}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_journal() {
+    let run = || {
+        let mut world = World::new(11, Faults::HARSH);
+        world.run_for(Millis::from_secs(1_800));
+        world.settle();
+        (format!("{:?}", world.journal()), world.report())
+    };
+    let (first, report) = run();
+    assert_eq!((first, report.clone()), run());
+    assert!(report.scheduler_crashes > 3, "{report:?}");
+    assert!(report.orders_refused > 0, "{report:?}");
+}
+
+#[test]
+fn each_planted_bug_is_noticed() {
+    for bug in Planted::ALL {
+        let noticed = (0..400).find(|seed| {
+            !broken(*seed, Faults::HARSH, Some(bug), Millis::from_secs(1_800)).is_empty()
+        });
+        assert!(noticed.is_some(), "{bug:?} was not noticed in 400 seeds");
+    }
+}
+
+/// `cargo test -p tessera-sim --test world -- --ignored --nocapture speed`
+#[test]
+#[ignore = "prints how fast this machine simulates"]
+fn speed() {
+    for (name, faults) in [("none", Faults::NONE), ("mild", Faults::MILD), ("harsh", Faults::HARSH)] {
+        let (began, mut steps, mut events) = (std::time::Instant::now(), 0, 0);
+        for seed in seeds(10) {
+            let mut world = World::new(seed, faults);
+            world.run_for(Millis::from_secs(1_800));
+            world.settle();
+            steps += world.report().steps;
+            events += world.report().events;
+            println!("seed {seed}: {:?} {:?}", world.now(), world.report());
+        }
+        let took = began.elapsed().as_secs_f64();
+        println!("{name}: {steps} steps, {events} events in {took:.1} s, {:.0} steps/s", steps as f64 / took);
+    }
+}

@@ -1,0 +1,353 @@
+//! Jobs for people: submit, get, list, explain, cancel, watch. What they write is `output`'s.
+//!
+//! In: requests with a person behind them. Out: what the core answers, cut to what the person may
+//! see: a job's script, arguments, environment and output are its owner's and its team's admin's.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use tessera_core::access;
+use tessera_core::door::{self, JobFilter, Submitted};
+use tessera_core::job_table::Job;
+use tessera_model::{
+    JobId, JobRecord, JobSpec, Principal, Program, Refusal, RefusalKind, TeamId, UserId,
+};
+use tessera_proto::jobs::{explanation_to_wire, job_to_wire, spec_from_wire, state_from_wire};
+use tessera_proto::status::to_status;
+use tessera_proto::v1;
+
+use super::{Shared, Stream, auth, going_down, internal, output, stopped, stream};
+use crate::writer::View;
+
+const LIST_DEFAULT: usize = 1_000;
+const LIST_MAX: usize = 10_000;
+
+pub struct Service(pub Arc<Shared>);
+
+#[tonic::async_trait]
+impl v1::jobs_server::Jobs for Service {
+    async fn submit(
+        &self,
+        request: Request<v1::SubmitRequest>,
+    ) -> Result<Response<v1::SubmitReply>, Status> {
+        let who = auth::person(&request)?;
+        let reply = self.0.submit(&who, request.into_inner()).await.map_err(|e| to_status(&e))?;
+        Ok(Response::new(v1::SubmitReply {
+            job_id: reply.job.0,
+            existing: reply.existing,
+            warnings: reply.warnings,
+        }))
+    }
+
+    async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let who = auth::person(&request)?;
+        let id = JobId(request.into_inner().job_id);
+        let record = self.0.job(&who, id).await.map_err(|e| to_status(&e))?;
+        Ok(Response::new(job_to_wire(&record)))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsReply>, Status> {
+        let who = auth::person(&request)?;
+        let filter = filter(request.into_inner()).map_err(|e| to_status(&e))?;
+        let answer = self.0.handle.read(move |view| {
+            let (jobs, total) = door::list(view.cluster, &who, &filter);
+            let records: Vec<JobRecord> =
+                jobs.into_iter().map(|job| view.record(&without_program(job))).collect();
+            let nodes = view.cluster.nodes.values();
+            let (held, gpus) = nodes.fold((0, 0), |(held, gpus), n| {
+                (held + n.held.len(), gpus + n.inventory.gpus.len())
+            });
+            (records, total, held, gpus)
+        });
+        let (records, total, held, gpus) = answer.await.map_err(|e| to_status(&e))?;
+        Ok(Response::new(v1::ListJobsReply {
+            jobs: records.iter().map(job_to_wire).collect(),
+            total: total as u64,
+            gpus_held: u32::try_from(held).unwrap_or(u32::MAX),
+            gpus_total: u32::try_from(gpus).unwrap_or(u32::MAX),
+        }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainReply>, Status> {
+        let who = auth::person(&request)?;
+        let answer = self.0.explain(who, request.into_inner()).await;
+        answer.map(|a| Response::new(explanation_to_wire(&a))).map_err(|e| to_status(&e))
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<v1::CancelRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        let who = auth::person(&request)?;
+        let id = JobId(request.into_inner().job_id);
+        let asking = who.clone();
+        let outcome =
+            self.0.handle.change(move |cluster, _| door::cancel(cluster, &asking, id)).await;
+        let record = match outcome {
+            Ok(record) => scoped(&who, record),
+            // It may have ended so long ago that only the store has it.
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => {
+                self.0.job(&who, id).await.map_err(|e| to_status(&e))?
+            }
+            Err(refusal) => return Err(to_status(&refusal)),
+        };
+        Ok(Response::new(job_to_wire(&record)))
+    }
+
+    type WatchStream = Stream<v1::Job>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let who = auth::person(&request)?;
+        let id = JobId(request.into_inner().job_id);
+        // Before the first look, so that no change falls between.
+        let mut changes = self.0.watches.subscribe(id);
+        let mut record = self.0.job(&who, id).await.map_err(|e| to_status(&e))?;
+        let (out, answer) = stream();
+        let shared = self.0.clone();
+        tokio::spawn(async move {
+            let mut stopping = shared.stopping.clone();
+            loop {
+                let (known, over) = (fate(&record), record.state.is_terminal());
+                if out.send(Ok(job_to_wire(&record))).await.is_err() || over {
+                    return;
+                }
+                loop {
+                    tokio::select! {
+                        changed = changes.changed() => if changed.is_err() {
+                            let _ = out.send(Err(going_down())).await;
+                            return;
+                        },
+                        () = stopped(&mut stopping) => {
+                            let _ = out.send(Err(going_down())).await;
+                            return;
+                        }
+                        () = out.closed() => return,
+                    }
+                    match shared.job(&who, id).await {
+                        Ok(next) if fate(&next) == known => {}
+                        Ok(next) => {
+                            record = next;
+                            break;
+                        }
+                        Err(refusal) => {
+                            let _ = out.send(Err(to_status(&refusal))).await;
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Response::new(answer))
+    }
+
+    type LogsStream = Stream<v1::LogChunk>;
+
+    async fn logs(
+        &self,
+        request: Request<v1::LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        let who = auth::person(&request)?;
+        let answer = output::follow(self.0.clone(), who, request.into_inner()).await;
+        answer.map(Response::new).map_err(|e| to_status(&e))
+    }
+}
+
+impl Shared {
+    async fn submit(
+        &self,
+        who: &Arc<Principal>,
+        request: v1::SubmitRequest,
+    ) -> Result<Submitted, Refusal> {
+        let wire = request
+            .spec
+            .ok_or_else(|| Refusal::invalid("spec", "the job is missing", "send a spec"))?;
+        let spec = spec_from_wire(wire, who)?;
+        let key = request.idempotency_key;
+        let who = who.clone();
+        let attempt = self
+            .handle
+            .change(move |cluster, now| {
+                // Of a job that has left memory only the store knows the key.
+                let all_in_memory = cluster.jobs.jobs.len() as u64 + 1 >= cluster.next_job.max(1);
+                let known = key.is_empty() || cluster.jobs.by_key(&spec.user, &key).is_some();
+                if known || all_in_memory {
+                    return door::submit(cluster, now, &who, spec, &key)
+                        .map(|(reply, events)| (Ok(reply), events));
+                }
+                Ok((Err((who, spec, key)), Vec::new()))
+            })
+            .await?;
+        let (who, spec, key) = match attempt {
+            Ok(reply) => return Ok(reply),
+            Err(undecided) => undecided,
+        };
+        let reader = self.handle.reader().clone();
+        let (user, asked) = (spec.user.clone(), key.clone());
+        let earlier = blocking(move || reader.job_by_key(&user, &asked)).await?;
+        match earlier {
+            Some(job) if job.spec == spec => {
+                Ok(Submitted { job: job.id, existing: true, warnings: Vec::new() })
+            }
+            Some(job) => Err(Refusal::new(
+                RefusalKind::AlreadyExists,
+                "idempotency_key",
+                format!("the key was used for job {}, which is a different one", job.id),
+                "use a new key for a new job",
+            )),
+            None => {
+                self.handle
+                    .change(move |cluster, now| door::submit(cluster, now, &who, spec, &key))
+                    .await
+            }
+        }
+    }
+
+    /// A job as `who` may see it, from memory or from the store.
+    pub(super) async fn job(&self, who: &Arc<Principal>, id: JobId) -> Result<JobRecord, Refusal> {
+        let asking = who.clone();
+        let found = self.handle.read(move |view| visible(view, &asking, id)).await?;
+        if let Some(found) = found {
+            return found;
+        }
+        let reader = self.handle.reader().clone();
+        let record = blocking(move || reader.job(id)).await?;
+        match record {
+            Some(record) if access::may_see_job(who, &record.spec) => Ok(scoped(who, record)),
+            _ => Err(door::no_job(id)),
+        }
+    }
+
+    async fn explain(
+        &self,
+        who: Arc<Principal>,
+        request: v1::ExplainRequest,
+    ) -> Result<tessera_model::Explanation, Refusal> {
+        use v1::explain_request::Subject;
+        match request.subject {
+            Some(Subject::JobId(id)) => {
+                let id = JobId(id);
+                self.handle
+                    .read(move |view| {
+                        let job = door::visible(view.cluster, &who, id)?;
+                        Ok(view.explain_job(job))
+                    })
+                    .await?
+            }
+            Some(Subject::Spec(wire)) => {
+                let spec = spec_from_wire(wire, &who)?;
+                self.handle.read(move |view| view.explain_spec(&spec)).await
+            }
+            None => Err(Refusal::invalid(
+                "subject",
+                "nothing to explain is named",
+                "name a job, or describe one",
+            )),
+        }
+    }
+}
+
+/// `None`: it is not in memory.
+fn visible(view: &View<'_>, who: &Principal, id: JobId) -> Option<Result<JobRecord, Refusal>> {
+    let job = view.cluster.jobs.get(id)?;
+    if !access::may_see_job(who, &job.spec) {
+        return Some(Err(door::no_job(id)));
+    }
+    Some(Ok(match access::may_see_content(who, &job.spec) {
+        true => view.record(job),
+        false => view.record(&without_program(job)),
+    }))
+}
+
+/// What of a record `who` may see.
+fn scoped(who: &Principal, mut record: JobRecord) -> JobRecord {
+    if !access::may_see_content(who, &record.spec) {
+        record.spec.program = no_program();
+    }
+    record
+}
+
+/// The job without its script and environment, which may take a megabyte: for lists, and for those
+/// who may not see them.
+fn without_program(job: &Job) -> Job {
+    let spec = JobSpec {
+        program: no_program(),
+        name: job.spec.name.clone(),
+        team: job.spec.team.clone(),
+        project: job.spec.project.clone(),
+        user: job.spec.user.clone(),
+        tags: job.spec.tags.clone(),
+        gang: job.spec.gang.clone(),
+        within: job.spec.within.clone(),
+        priority: job.spec.priority,
+        time_limit: job.spec.time_limit,
+        requeue: job.spec.requeue,
+        unix: job.spec.unix,
+    };
+    Job { spec: Arc::new(spec), ..job.clone() }
+}
+
+fn no_program() -> Program {
+    Program { argv: Vec::new(), script: None, env: Default::default(), working_dir: None }
+}
+
+/// What makes a watcher look up.
+fn fate(record: &JobRecord) -> impl PartialEq + use<> {
+    (record.state, record.attempt, record.cancel_requested)
+}
+
+fn filter(wire: v1::ListJobsRequest) -> Result<JobFilter, Refusal> {
+    let team = |text: &String| {
+        TeamId::parse(text)
+            .map_err(|e| Refusal::invalid("teams", e.to_string(), "name a team: --team NAME"))
+    };
+    let limit = match wire.limit as usize {
+        0 => LIST_DEFAULT,
+        n if n > LIST_MAX => {
+            let message = format!("{n} jobs are asked for, at most {LIST_MAX} are listed");
+            return Err(Refusal::invalid(
+                "limit",
+                message,
+                "narrow it down by team, user or state",
+            ));
+        }
+        n => n,
+    };
+    let user = match wire.user.as_str() {
+        "" => None,
+        text => Some(
+            UserId::parse(text)
+                .map_err(|e| Refusal::invalid("user", e.to_string(), "name a user: --user NAME"))?,
+        ),
+    };
+    Ok(JobFilter {
+        teams: wire.teams.iter().map(team).collect::<Result<_, _>>()?,
+        states: wire.states.into_iter().map(state_from_wire).collect::<Result<_, _>>()?,
+        user,
+        ended: wire.ended,
+        limit,
+    })
+}
+
+/// Asks the store beside the writer.
+pub(super) async fn blocking<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, crate::store::StoreError> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::task::spawn_blocking(ask).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot read the store");
+            Err(internal("the store could not be read"))
+        }
+        Err(_) => Err(internal("the look into the store broke off")),
+    }
+}
