@@ -15,10 +15,7 @@ pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = crossbeam_channel::bounded(capacity);
     let shared = Arc::new(Shared { dropped: AtomicU64::new(0), arrived: Notify::new() });
     let oldest = receiver.clone();
-    (
-        Sender { items: sender, oldest, shared: shared.clone() },
-        Receiver { items: receiver, shared },
-    )
+    (Sender { items: sender, oldest, shared: shared.clone() }, Receiver { items: receiver, shared })
 }
 
 #[derive(Debug)]
@@ -134,10 +131,12 @@ mod tests {
             sender.send(7);
         });
         let mut waiting = Box::pin(receiver.recv());
-        assert!(std::future::poll_fn(|cx| {
-            std::task::Poll::Ready(waiting.as_mut().poll(cx).is_pending())
-        })
-        .await);
+        assert!(
+            std::future::poll_fn(|cx| {
+                std::task::Poll::Ready(waiting.as_mut().poll(cx).is_pending())
+            })
+            .await
+        );
         ready.send(()).unwrap();
         assert_eq!(waiting.await, Some(7));
         thread.join().unwrap();

@@ -133,7 +133,9 @@ fn parent(watched: bool) -> tokio::sync::oneshot::Receiver<()> {
         // A thread of its own: a read of standard input cannot be called off.
         std::thread::spawn(move || {
             let mut buffer = [0; 256];
-            while !matches!(std::io::Read::read(&mut std::io::stdin(), &mut buffer), Ok(0) | Err(_)) {}
+            while !matches!(std::io::Read::read(&mut std::io::stdin(), &mut buffer), Ok(0) | Err(_))
+            {
+            }
             // The agent may have ended for another reason.
             let _ = gone.send(());
         });

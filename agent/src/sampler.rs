@@ -27,9 +27,9 @@ use tessera_model::{GpuCondition, GpuId, Nic, NodeInventory};
 use tokio::sync::{oneshot, watch};
 
 use crate::mailbox;
+use crate::probe::NodeIdentity;
 use crate::probe::nvml::{CallWatch, Driver, Fault, GpuFacts, Health, ProcessError};
 use crate::probe::nvml_raw::DeviceKey;
-use crate::probe::NodeIdentity;
 
 /// NVML itself needs little; the driver's calls go to the kernel.
 const STACK: usize = 256 << 10;
@@ -270,21 +270,48 @@ enum Command {
 #[derive(Debug)]
 enum News {
     /// The driver is open and has so many GPUs, a thread for each.
-    Driver { version: Option<String>, gpus: usize },
+    Driver {
+        version: Option<String>,
+        gpus: usize,
+    },
     /// There is no driver, or none that can be opened now.
     NoDriver,
     /// A GPU has said who it is and how it is; `reopened` after the driver was loaded anew.
-    Facts { index: u32, facts: Box<GpuFacts>, reopened: bool, health: Result<Health, Fault> },
+    Facts {
+        index: u32,
+        facts: Box<GpuFacts>,
+        reopened: bool,
+        health: Result<Health, Fault>,
+    },
     /// The answer to a beat.
-    Reading { index: u32, number: u64, answer: Box<Result<GpuSample, Fault>> },
-    Health { index: u32, health: Health },
-    Xid { gpu: GpuId, code: u32 },
+    Reading {
+        index: u32,
+        number: u64,
+        answer: Box<Result<GpuSample, Fault>>,
+    },
+    Health {
+        index: u32,
+        health: Health,
+    },
+    Xid {
+        gpu: GpuId,
+        code: u32,
+    },
     /// The kernel log names a GPU by its PCI slot, `0000:1a:00`.
-    KernelXid { slot: String, code: u32 },
+    KernelXid {
+        slot: String,
+        code: u32,
+    },
     /// Something happened to a GPU that a slow round will tell.
-    Look { gpu: GpuId },
+    Look {
+        gpu: GpuId,
+    },
     Nics(Vec<Nic>),
-    Node { number: u64, nics: Vec<NicSample>, host: HostSample },
+    Node {
+        number: u64,
+        nics: Vec<NicSample>,
+        host: HostSample,
+    },
     Stop,
 }
 
@@ -304,4 +331,3 @@ fn problem(error: ProcessError) -> String {
         ProcessError::Failed(call) => format!("{call} failed"),
     }
 }
-

@@ -23,6 +23,8 @@ pub const CAPACITY: u64 = 64 << 20;
 /// A segment is closed when it is larger; the oldest one is dropped as a whole.
 const SEGMENT: u64 = 1 << 20;
 
+/// Records in one batch, however small they are.
+const BATCH: usize = 1000;
 /// Records kept in memory while the disk takes none; the oldest one goes.
 const MEMORY: usize = 1024;
 
@@ -140,7 +142,11 @@ impl Spool {
 
     /// Records after `sent`, which is a boot and its last sequence under way, or after what was
     /// acknowledged. At most about `max_bytes`, of one boot. `None`: all is sent.
-    pub fn next(&mut self, sent: Option<(&BootId, u64)>, max_bytes: usize) -> io::Result<Option<Batch>> {
+    pub fn next(
+        &mut self,
+        sent: Option<(&BootId, u64)>,
+        max_bytes: usize,
+    ) -> io::Result<Option<Batch>> {
         let start = match sent {
             // What was sent of a boot that is finished by now is no reason to skip another one.
             Some((id, _)) => self.boots.iter().position(|boot| boot.id == *id).unwrap_or(0),
@@ -206,7 +212,12 @@ impl Spool {
                 // So that what is gone is known to have been there.
                 write_state(&boot.dir.join(STATE), boot.acked, boot.highest)?;
                 let (first, last) = (segment.first(), segment.last());
-                tracing::warn!(first, last, old_boot = i < self.boots.len() - 1, "spool is full, oldest samples dropped");
+                tracing::warn!(
+                    first,
+                    last,
+                    old_boot = i < self.boots.len() - 1,
+                    "spool is full, oldest samples dropped"
+                );
                 segment.remove()?;
             }
         }
@@ -253,13 +264,17 @@ impl Boot {
             Batch { boot: self.id.clone(), records: Vec::new(), gaps: Vec::new(), last: after };
         let mut room = max_bytes;
         for segment in self.segments.iter_mut().filter(|segment| segment.last() > after) {
-            for (sequence, bytes) in segment.read(batch.last, room)? {
+            let left = BATCH - batch.records.len();
+            for (sequence, bytes) in segment.read(batch.last, room, left)? {
                 batch.skip_to(sequence);
                 room = room.saturating_sub(bytes.len());
                 batch.records.push((sequence, bytes));
                 batch.last = sequence;
             }
-            if room == 0 || (!batch.records.is_empty() && batch.last < segment.last()) {
+            if room == 0
+                || batch.records.len() >= BATCH
+                || (!batch.records.is_empty() && batch.last < segment.last())
+            {
                 return Ok(Some(batch));
             }
         }
@@ -267,7 +282,7 @@ impl Boot {
             if *sequence <= batch.last {
                 continue;
             }
-            if room < bytes.len() && !batch.records.is_empty() {
+            if !batch.records.is_empty() && (room < bytes.len() || batch.records.len() >= BATCH) {
                 return Ok(Some(batch));
             }
             batch.skip_to(*sequence);

@@ -239,7 +239,10 @@ impl<'a> Stream<'a> {
     }
 
     /// Sends what the window lets through. False when there was nothing.
-    async fn fill(&mut self, batches: &mpsc::Sender<v1::TelemetryBatch>) -> Result<bool, StreamEnd> {
+    async fn fill(
+        &mut self,
+        batches: &mpsc::Sender<v1::TelemetryBatch>,
+    ) -> Result<bool, StreamEnd> {
         let mut any = false;
         while self.unacknowledged.len() < self.config.window.max(1) {
             let (sent, bytes) = (self.sent.clone(), self.config.batch_bytes);
@@ -263,12 +266,16 @@ impl<'a> Stream<'a> {
 
     async fn acknowledge(&mut self, ack: v1::TelemetryAck) -> Result<(), StreamEnd> {
         let Ok(boot) = BootId::parse(&ack.boot_id) else { return Ok(()) };
-        while self.unacknowledged.front().is_some_and(|(b, n)| *b == boot && *n <= ack.sequence) {
-            self.unacknowledged.pop_front();
-        }
         self.acknowledged = true;
+        let mut done = vec![(boot.clone(), ack.sequence)];
+        // Batches are taken in order: what went before an acknowledged one was taken or given up, such
+        // as the gaps of a boot that is over, which the scheduler has nothing to say about.
+        let covered = |(b, n): &(BootId, u64)| *b == boot && *n <= ack.sequence;
+        if let Some(last) = self.unacknowledged.iter().rposition(covered) {
+            done.extend(self.unacknowledged.drain(..=last).filter(|(b, _)| *b != boot));
+        }
         self.store
-            .with(move |spool| spool.ack(&boot, ack.sequence))
+            .with(move |spool| done.iter().try_for_each(|(boot, n)| spool.ack(boot, *n)))
             .await
             .map_err(StreamEnd::Spool)
     }

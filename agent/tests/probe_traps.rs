@@ -278,7 +278,7 @@ fn trap_8_nan_and_unknown_metrics_are_no_values() {
         pair.metrics(&device, [2, 209]).ok()
     });
     assert!(answers[0].as_ref().is_ok_and(|value| value.is_finite()), "{answers:?}");
-    assert!(answers[1].as_ref().is_err() || answers[1].as_ref().is_ok_and(|v| v.is_finite()));
+    assert!(answers[1].is_err(), "{answers:?}");
 }
 
 #[test]

@@ -155,9 +155,8 @@ fn what_was_prepared_and_not_started_does_not_outlive_its_agent() {
     order.gpus_per_node = 1;
     world.prepare(order.clone());
     world.until(|event| matches!(event, RunnerEvent::Prepared { .. }).then_some(()));
-    world.restart();
-    world.released("106.1");
-    let snapshot = world.reconnect();
+    let snapshot = world.restart();
+    assert!(snapshot.running.is_empty());
     assert!(snapshot.finished[0].1.ended.is_empty(), "no task ended, for none was started");
     world.commit("106.1");
     world.released("106.1");
@@ -204,4 +203,35 @@ fn a_damaged_order_ends_its_tasks_and_nothing_else() {
     assert!(matches!(world.end("108.1", 0), TaskEnd::Signaled { signal: 15, .. }));
     world.released("108.1");
     assert_eq!(world.runner.status(attempt("109.1")).unwrap().phase, Phase::Running);
+}
+
+#[test]
+fn an_agent_that_died_while_it_made_the_folders_has_started_nothing() {
+    let mut world = World::new();
+    let order = world.order("110.1", 2, "true");
+    world.prepare(order);
+    world.until(|event| matches!(event, RunnerEvent::Prepared { .. }).then_some(()));
+    let spec = tessera_shim::TaskSpec::new("110.1", vec!["true".into()], "/");
+    TaskDir::create(world.task("110.1", 0).path(), &spec).unwrap();
+    let snapshot = world.restart();
+    assert_eq!((snapshot.running.len(), snapshot.finished.len()), (0, 1));
+    assert!(snapshot.finished[0].1.ended.is_empty());
+    assert!(world.task("110.1", 0).read_state().unwrap().is_none());
+}
+
+#[test]
+fn a_folder_that_somebody_removed_does_not_hide_what_still_runs() {
+    let mut world = World::new();
+    let go = fifo(&world, "go");
+    let order = world.order("111.1", 2, &format!("read x < {go}; exit 5"));
+    world.run(order);
+    kill_shim(&world.task("111.1", 1));
+    assert_eq!(world.end("111.1", 1), TaskEnd::Unknown);
+    std::fs::remove_dir_all(world.task("111.1", 1).path()).unwrap();
+    let snapshot = world.restart();
+    assert_eq!(snapshot.running.len(), 1);
+    assert_eq!(world.end("111.1", 1), TaskEnd::Unknown);
+    std::fs::write(&go, "go\n").unwrap();
+    assert_eq!(world.end("111.1", 0), TaskEnd::Exited { code: 5 });
+    world.released("111.1");
 }

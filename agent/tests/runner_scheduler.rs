@@ -505,3 +505,88 @@ fn a_certificate_is_renewed_before_it_ends_and_the_new_one_is_used() {
         renewing.abort();
     });
 }
+
+/// The agent as a process of its own. Killed when the test is over.
+struct AgentProcess(std::process::Child);
+
+impl AgentProcess {
+    fn start(scheduler: &Scheduler, state: &std::path::Path, token: Option<&str>) -> Self {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tessera-agent"));
+        command.args(["--server", &scheduler.server, "--name", "n1", "--address", "127.0.0.1"]);
+        command.arg("--state").arg(state).arg("--run-as-agent-user").env("RUST_LOG", "warn");
+        // None that simulates a node, and not this machine's own either.
+        command.args(["--nvml-lib", "/no/such/library"]);
+        if let Some(token) = token {
+            command.args(["--join-token", token]);
+        }
+        Self(command.stderr(std::process::Stdio::piped()).spawn().unwrap())
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// Its exit code, and what it said.
+    fn ended(mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        let mut stderr = self.0.stderr.take().unwrap();
+        std::io::Read::read_to_string(&mut stderr, &mut said).unwrap();
+        (self.0.wait().unwrap().code(), said)
+    }
+}
+
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_killed_agent_leaves_its_tasks_running_and_the_next_one_tells_how_they_ended() {
+    use rustix::process::Signal;
+    // For its folder, and so that nothing is left of the tasks.
+    let world = World::new();
+    let state = world.state();
+    world.runtime().block_on(async {
+        let mut scheduler = Scheduler::start(3_600_000).await;
+        let token = format!("tsrj1.{}.id7.s3cret", scheduler.ca_sha256);
+        let agent = AgentProcess::start(&scheduler, &state, Some(&token));
+        let (mut line, hello) = Line::accept(&mut scheduler.lines).await;
+        line.welcome(&hello);
+        let second = AgentProcess::start(&scheduler, &state, None).ended();
+        assert_eq!(second.0, Some(2));
+        assert!(second.1.contains("another agent (pid"), "{}", second.1);
+        let go = world.dir.path().join("go");
+        let made = std::process::Command::new("mkfifo").arg(&go).status().unwrap();
+        assert!(made.success());
+        let script = format!("read x < {}; exit 23", go.display());
+        let mut order = prepare(&world, "202.1", hello.session, &script);
+        (order.gpu_uuids, order.gpus_per_node) = (vec![], 0);
+        line.send(7, Down::Prepare(order));
+        assert!(matches!(line.next().await, Up::Prepared(_)));
+        let (attempt, master_addr) = ("202.1".to_owned(), "127.0.0.1".to_owned());
+        line.send(7, Down::Commit(v1::Commit { attempt, master_addr, master_port: 1 }));
+        assert!(matches!(line.next().await, Up::Started(_)));
+        agent.signal(Signal::KILL);
+        assert_eq!(agent.ended().0, None);
+        drop(line);
+        let agent = AgentProcess::start(&scheduler, &state, None);
+        let (mut line, again) = Line::accept(&mut scheduler.lines).await;
+        assert_ne!(again.session, hello.session);
+        assert_eq!(again.epoch, 7);
+        assert_eq!((again.running.len(), again.running[0].started), (1, true));
+        line.welcome(&again);
+        std::fs::write(&go, "go\n").unwrap();
+        match line.next().await {
+            Up::TaskEnded(ended) => {
+                assert_eq!(ended.end.unwrap().how, Some(v1::task_end::How::Exited(23)));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(line.next().await, Up::Released(_)));
+        agent.signal(Signal::TERM);
+        let (code, said) = agent.ended();
+        assert_eq!(code, Some(0), "{said}");
+    });
+}

@@ -201,6 +201,13 @@ pub enum Verb {
     /// One rank of the demo's gang: all ranks meet, add up, and leave
     #[command(name = "__rendezvous", hide = true)]
     Rendezvous,
+    /// Ends what a dev cluster left when it was killed; waits for that on its stdin
+    #[command(name = "__reaper", hide = true)]
+    Reaper {
+        folder: PathBuf,
+        #[arg(long)]
+        remove: bool,
+    },
 }
 
 #[derive(Debug, Args)]

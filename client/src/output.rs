@@ -46,7 +46,8 @@ impl Screen {
             }
         };
         let tty = io::stdout().is_terminal();
-        let measured = || Table::new().width().map(usize::from);
+        // A terminal that does not know its width says 0.
+        let measured = || Table::new().width().map(usize::from).filter(|w| *w > 0);
         let asked = env("COLUMNS").and_then(|c| c.parse::<usize>().ok());
         let width = asked.or_else(|| if tty { measured() } else { None }).unwrap_or(80);
         Self {

@@ -3,27 +3,27 @@
 //! What decides stands in `tessera-core` and knows neither clock nor socket. This crate gives it
 //! both: it reads settings, keeps the journal, speaks to agents and people.
 
-/// From settings to a scheduler that serves.
-pub mod run;
-/// Flags and the settings file.
-pub mod config;
-/// Where nodes stand.
-pub mod topology_file;
-/// The data folder: its lock, its client.toml.
-pub mod home;
-/// Files that survive a power cut.
-pub mod durable;
-/// Secrets of people and joining nodes.
-pub mod tokens;
 /// Certificates.
 pub mod ca;
+/// Time that does not go back.
+pub mod clock;
+/// Flags and the settings file.
+pub mod config;
+/// Files that survive a power cut.
+pub mod durable;
+/// The data folder: its lock, its client.toml.
+pub mod home;
+/// From settings to a scheduler that serves.
+pub mod run;
 /// Newest readings.
 pub mod series;
 /// The port.
 pub mod serve;
-/// Time that does not go back.
-pub mod clock;
 /// The journal and what follows from it.
 pub mod store;
+/// Secrets of people and joining nodes.
+pub mod tokens;
+/// Where nodes stand.
+pub mod topology_file;
 /// The one loop.
 pub mod writer;

@@ -31,6 +31,8 @@ pub const INBOX_MAX: usize = 65_536;
 const BATCH_MAX: usize = 512;
 /// How often time itself is looked at.
 const BEAT: Duration = Duration::from_millis(200);
+/// A gap between two beats beyond which this process must have been stopped for a while.
+const PAUSED: Duration = Duration::from_secs(5);
 /// Waiting jobs are looked at again this often even when nothing has happened, since reservations
 /// without a date depend on how long a job has waited.
 const REVIEW: Duration = Duration::from_secs(5);
@@ -45,7 +47,7 @@ pub struct Handle {
 
 enum Message {
     Change(Change),
-    Read(Box<dyn FnOnce(&View<'_>) + Send>),
+    Read(Look),
     Hello(Box<Hello>, mpsc::Sender<Order>, oneshot::Sender<Result<Epoch, Refusal>>),
     Report(NodeId, SessionId, Report),
     Stop(oneshot::Sender<()>),
@@ -54,10 +56,21 @@ enum Message {
 /// A request: looks at the cluster and answers with events. Its reply waits for COMMIT.
 type Change = Box<dyn FnOnce(&Cluster, UnixMillis) -> Staged + Send>;
 
+/// Told whether the batch was committed.
+type Reply = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
+type Look = Box<dyn FnOnce(&View<'_>) + Send>;
+
 struct Staged {
     events: Vec<Event>,
-    /// Told whether the batch was committed.
-    reply: Box<dyn FnOnce(Result<(), Refusal>) + Send>,
+    reply: Reply,
+}
+
+/// An agent that said hello in this batch, and the orders that follow from its hello alone.
+struct Greeted {
+    node: NodeId,
+    agent: Agent,
+    orders: Vec<Order>,
+    reply: oneshot::Sender<Result<Epoch, Refusal>>,
 }
 
 /// What a reader sees: committed state, and the last decision's reasons.
@@ -225,9 +238,9 @@ struct Agent {
 /// What waits for the end of a batch.
 #[derive(Default)]
 struct Batch {
-    replies: Vec<Box<dyn FnOnce(Result<(), Refusal>) + Send>>,
-    reads: Vec<Box<dyn FnOnce(&View<'_>) + Send>>,
-    greeted: Vec<(NodeId, Agent, Vec<Order>, oneshot::Sender<Result<Epoch, Refusal>>)>,
+    replies: Vec<Reply>,
+    reads: Vec<Look>,
+    greeted: Vec<Greeted>,
     stop: Option<oneshot::Sender<()>>,
     /// A transaction is open.
     open: bool,
@@ -272,8 +285,15 @@ impl Writer {
             self.take_in(message, batch)?;
         }
         if beat.elapsed() >= BEAT {
-            *beat = Instant::now();
             let now = self.clock.now(self.cluster.now);
+            if beat.elapsed() >= PAUSED {
+                tracing::warn!(
+                    paused_ms = beat.elapsed().as_millis() as u64,
+                    "the scheduler stood still"
+                );
+                self.cluster.listens_again(now);
+            }
+            *beat = Instant::now();
             for event in due::due(&self.cluster, now, &self.limits) {
                 self.record(event, batch)?;
             }
@@ -306,7 +326,7 @@ impl Writer {
                     self.record_all(events, batch)?;
                 }
                 let agent = Agent { session, orders };
-                batch.greeted.push((node, agent, greeting.orders, reply));
+                batch.greeted.push(Greeted { node, agent, orders: greeting.orders, reply });
                 Ok(())
             }
             Message::Stop(reply) => {
@@ -385,10 +405,10 @@ impl Writer {
             reply(Ok(()));
         }
         let outbox = self.cluster.take_outbox();
-        for (node, agent, extra, reply) in batch.greeted.drain(..) {
-            let orders = order::outstanding(&self.cluster, &node);
+        for Greeted { node, agent, orders, reply } in batch.greeted.drain(..) {
+            let due = order::outstanding(&self.cluster, &node);
             let all_taken =
-                extra.into_iter().chain(orders).all(|order| agent.orders.try_send(order).is_ok());
+                orders.into_iter().chain(due).all(|order| agent.orders.try_send(order).is_ok());
             if all_taken {
                 self.agents.insert(node, agent);
             }
@@ -396,6 +416,9 @@ impl Writer {
         }
         for (node, order) in outbox.orders {
             self.tell(&node, order);
+        }
+        for node in outbox.hang_up {
+            self.agents.remove(&node);
         }
         if batch.events > 0 {
             self.revision.send_replace(self.cluster.revision);
@@ -426,7 +449,10 @@ impl Writer {
     fn give_up(&mut self, error: StoreError, batch: &mut Batch) {
         self.store.rollback();
         if !matches!(error, StoreError::Full(_)) {
-            tracing::error!(error = &error as &dyn std::error::Error, "the journal failed, stopping");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the journal failed, stopping"
+            );
             std::process::exit(2);
         }
         tracing::error!("the disk is full: nothing new is taken in until there is space");
@@ -439,13 +465,16 @@ impl Writer {
         for reply in batch.replies.drain(..) {
             reply(Err(refusal.clone()));
         }
-        for (.., reply) in batch.greeted.drain(..) {
-            let _ = reply.send(Err(refusal.clone()));
+        for greeted in batch.greeted.drain(..) {
+            let _ = greeted.reply.send(Err(refusal.clone()));
         }
         batch.reads.clear();
         self.agents.clear();
         if let Err(error) = self.reload() {
-            tracing::error!(error = &error as &dyn std::error::Error, "the journal cannot be read, stopping");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the journal cannot be read, stopping"
+            );
             std::process::exit(2);
         }
     }
@@ -467,4 +496,3 @@ impl Writer {
         Ok(())
     }
 }
-

@@ -221,13 +221,12 @@ async fn a_full_disk_refuses_and_recovers() {
     let next = submit(&handle, spec(1), "after").await.unwrap();
     assert_eq!(next.job.0, acknowledged.last().unwrap().0 + 1, "nothing of the refused one stayed");
     let known = acknowledged.clone();
-    let all = handle
-        .read(move |v| known.iter().all(|j| v.cluster.jobs.get(*j).is_some()))
-        .await
-        .unwrap();
+    let all =
+        handle.read(move |v| known.iter().all(|j| v.cluster.jobs.get(*j).is_some())).await.unwrap();
     assert!(all, "every acknowledged job is still there");
     handle.stop().await;
-    let unmounted = std::process::Command::new("umount").arg("-l").arg(dir.path()).status().unwrap();
+    let unmounted =
+        std::process::Command::new("umount").arg("-l").arg(dir.path()).status().unwrap();
     assert!(unmounted.success());
 }
 

@@ -72,17 +72,15 @@ fn a_small_job_fills_in_only_where_it_delays_nobody() {
     admin.wait_running(running);
     let head = admin.submit(job(8, 300));
     let long = admin.submit(job(2, 3_000));
-    let short = admin.submit(job(2, 100));
-    admin.wait_running(short);
     let reason = until("the long one's reason", || {
         let long = admin.job(long);
         assert_eq!(long.state(), JobState::Pending, "it would delay job {head}");
-        if long.reason.contains(&format!("job {head}")) {
-            Ok(long.reason)
-        } else {
-            Err(long.reason)
-        }
+        let known = long.reason.contains(&format!("job {head}"));
+        if known { Ok(long.reason) } else { Err(long.reason) }
     });
     assert!(reason.contains("would delay"), "{reason}");
+    let short = admin.submit(job(2, 100));
+    admin.wait_running(short);
+    assert_eq!(admin.job(long).state(), JobState::Pending);
     assert_eq!(admin.job(head).state(), JobState::Pending);
 }

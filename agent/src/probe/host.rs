@@ -41,11 +41,12 @@ pub fn cpu_words(sysfs: &Path) -> usize {
 
 /// The one NUMA node that all of these CPUs are in.
 pub fn numa_of_cpus(sysfs: &Path, cpus: &[u32]) -> Option<u32> {
-    let mut nodes = fs::read_dir(sysfs.join("devices/system/node")).ok()?.flatten().filter(|entry| {
-        let list = fs::read_to_string(entry.path().join("cpulist")).unwrap_or_default();
-        let ranges = ranges(list.trim()).unwrap_or_default();
-        cpus.iter().any(|cpu| ranges.iter().any(|(first, last)| (first..=last).contains(&cpu)))
-    });
+    let mut nodes =
+        fs::read_dir(sysfs.join("devices/system/node")).ok()?.flatten().filter(|entry| {
+            let list = fs::read_to_string(entry.path().join("cpulist")).unwrap_or_default();
+            let ranges = ranges(list.trim()).unwrap_or_default();
+            cpus.iter().any(|cpu| ranges.iter().any(|(first, last)| (first..=last).contains(&cpu)))
+        });
     let node = nodes.next()?.file_name().to_string_lossy().strip_prefix("node")?.parse().ok();
     if nodes.next().is_some() { None } else { node }
 }

@@ -157,12 +157,21 @@ mod tests {
             ),
             (
                 "two bridged pairs and one alone",
-                vec![gpu(0, &[peer(3)]), gpu(1, &[peer(2)]), gpu(2, &[peer(1)]), gpu(3, &[peer(0)]), gpu(4, &[])],
+                vec![
+                    gpu(0, &[peer(3)]),
+                    gpu(1, &[peer(2)]),
+                    gpu(2, &[peer(1)]),
+                    gpu(3, &[peer(0)]),
+                    gpu(4, &[]),
+                ],
                 vec![Some(0), Some(1), Some(1), Some(0), None],
             ),
             (
                 "a driver that names the switch as a device",
-                vec![gpu(0, &[Link::Peer("0000:f0:00.0".into())]), gpu(1, &[Link::Peer("0000:f1:00.0".into())])],
+                vec![
+                    gpu(0, &[Link::Peer("0000:f0:00.0".into())]),
+                    gpu(1, &[Link::Peer("0000:f1:00.0".into())]),
+                ],
                 vec![Some(0), Some(0)],
             ),
             (

@@ -87,11 +87,24 @@ impl NicFiles {
             up,
             speed_mbps: if up == Some(false) { None } else { self.speed_mbps() },
             // InfiniBand counts in words of 4 bytes.
-            receive_bytes: self.port_sum("counters/port_rcv_data").map(|n| n.wrapping_mul(4)).or_else(|| self.statistic("rx_bytes")),
-            transmit_bytes: self.port_sum("counters/port_xmit_data").map(|n| n.wrapping_mul(4)).or_else(|| self.statistic("tx_bytes")),
-            receive_errors: self.port_sum("counters/port_rcv_errors").or_else(|| self.statistic("rx_errors")),
-            transmit_errors: self.port_sum("counters/port_xmit_discards").or_else(|| self.statistic("tx_errors")),
-            carrier_changes: self.interface.as_ref().and_then(|dir| number(&dir.join("carrier_changes"))),
+            receive_bytes: self
+                .port_sum("counters/port_rcv_data")
+                .map(|n| n.wrapping_mul(4))
+                .or_else(|| self.statistic("rx_bytes")),
+            transmit_bytes: self
+                .port_sum("counters/port_xmit_data")
+                .map(|n| n.wrapping_mul(4))
+                .or_else(|| self.statistic("tx_bytes")),
+            receive_errors: self
+                .port_sum("counters/port_rcv_errors")
+                .or_else(|| self.statistic("rx_errors")),
+            transmit_errors: self
+                .port_sum("counters/port_xmit_discards")
+                .or_else(|| self.statistic("tx_errors")),
+            carrier_changes: self
+                .interface
+                .as_ref()
+                .and_then(|dir| number(&dir.join("carrier_changes"))),
             transmit_wait: self.port_sum("counters/port_xmit_wait"),
             symbol_errors: self.port_sum("counters/symbol_error"),
             link_downed: self.port_sum("counters/link_downed"),
@@ -122,9 +135,8 @@ impl NicFiles {
     }
 
     fn speed_mbps(&self) -> Option<u64> {
-        let active = |port: &&PathBuf| {
-            text(&port.join("state")).is_none_or(|state| state.starts_with("4:"))
-        };
+        let active =
+            |port: &&PathBuf| text(&port.join("state")).is_none_or(|state| state.starts_with("4:"));
         let ports: Vec<u64> = self
             .ports
             .iter()

@@ -1,26 +1,26 @@
 //! GPUs, through NVML.
 //!
-//! In: a library path. Out: a [`Driver`] that can be opened again after a reload, [`GpuFacts`] once for
-//! each GPU, and readings: fast ones at each beat, slow ones every few beats. All calls on one GPU
-//! come from one thread, which owns its [`GpuReader`]; whether a call is overdue is for the
-//! supervisor to see in the [`CallWatch`]. What a call cannot do on this GPU is learnt once.
-//! `nvmlDeviceGetPcieThroughput` is never called: it takes 20 ms to sample.
+//! In: an [`Open`] library. Out: [`GpuFacts`] once for each GPU, and readings: fast ones at each
+//! beat, slow ones every few beats. All calls on one GPU come from one thread, which owns its
+//! [`GpuReader`]; whether a call is overdue is for the supervisor to see in the [`CallWatch`].
+//! What a call cannot do on this GPU is learnt once. `nvmlDeviceGetPcieThroughput` is never called:
+//! it takes 20 ms to sample.
+
+mod driver; // the library, opened, and which call a thread is in
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nvml_wrapper::Device;
 use nvml_wrapper::enum_wrappers::device::{Clock, EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::{Device, Nvml};
-use parking_lot::Mutex;
 use tessera_model::sample::GpuSample;
 use tessera_model::{Bytes, GpuId};
 
-use super::nvml_raw::{self as raw, EventSet, FieldAsked, GpmPair, ProcessKind, RemoteKind};
+pub use driver::{CallWatch, Driver, Open};
+
+use super::nvml_raw::{self as raw, FieldAsked, GpmPair, ProcessKind, RemoteKind};
 use super::pci;
 
 /// XID, fatal poison, GPU unavailable, recovery action: what changes a GPU's condition.
@@ -41,131 +41,6 @@ const FIELD_NVLINK_COUNT: u32 = 91;
 const FIELD_PCIE_REPLAYS: u32 = 94;
 const FIELD_REMAP_FAILURE: u32 = 145;
 const FIELD_RECOVERY_ACTION: u32 = 230;
-
-/// NVML, opened. Clones are cheap and never dangle: an opened library is leaked on purpose. A thread
-/// may be stuck inside it for ever, and the wrapper's `Drop` panics where a library has no
-/// `nvmlShutdown`. A driver reload costs some 20 kB.
-#[derive(Debug, Clone)]
-pub struct Open {
-    pub nvml: &'static Nvml,
-    pub driver_version: Option<String>,
-    /// Counts the openings, from 1.
-    pub generation: u32,
-    /// Held during a wait, so that no device is registered in the middle of one. `None` where the
-    /// library has no events.
-    pub events: Option<&'static Mutex<EventSet>>,
-}
-
-/// The way to NVML, and back to it after a driver reload.
-#[derive(Debug)]
-pub struct Driver {
-    /// `None`: the names under which drivers install it.
-    library: Option<PathBuf>,
-    state: Mutex<DriverState>,
-}
-
-#[derive(Debug)]
-struct DriverState {
-    open: Option<Open>,
-    generation: u32,
-    tried: Option<Instant>,
-    pause: Duration,
-}
-
-const PAUSE_MIN: Duration = Duration::from_millis(500);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
-
-impl Driver {
-    pub fn new(library: Option<PathBuf>) -> Self {
-        let state =
-            DriverState { open: None, generation: 0, tried: None, pause: Duration::ZERO };
-        Self { library, state: Mutex::new(state) }
-    }
-
-    /// The opening in use, if there is one. Does not wait for an opening under way.
-    pub fn current(&self) -> Option<Open> {
-        self.state.try_lock_for(Duration::from_millis(50))?.open.clone()
-    }
-
-    /// A newer opening than `seen` (0: any). Opens the library when there is none; after a failure
-    /// the next try waits, longer each time.
-    pub fn open(&self, seen: u32) -> Result<Open, NvmlError> {
-        let mut state = self.state.lock();
-        if let Some(open) = &state.open
-            && open.generation > seen
-        {
-            return Ok(open.clone());
-        }
-        if state.tried.is_some_and(|tried| tried.elapsed() < state.pause) {
-            return Err(NvmlError::Uninitialized);
-        }
-        state.tried = Some(Instant::now());
-        match self.load() {
-            Ok(nvml) => {
-                state.generation += 1;
-                state.pause = PAUSE_MIN;
-                let nvml: &'static Nvml = Box::leak(Box::new(nvml));
-                let events = EventSet::create(nvml)
-                    .inspect_err(|error| tracing::warn!(%error, "NVML has no events; XIDs come from the kernel log only"))
-                    .ok();
-                let open = Open {
-                    nvml,
-                    driver_version: nvml.sys_driver_version().ok(),
-                    generation: state.generation,
-                    events: events.map(|set| &*Box::leak(Box::new(Mutex::new(set)))),
-                };
-                state.open = Some(open.clone());
-                Ok(open)
-            }
-            Err(error) => {
-                state.pause = (state.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-                Err(error)
-            }
-        }
-    }
-
-    fn load(&self) -> Result<Nvml, NvmlError> {
-        let init = |path: &OsStr| Nvml::builder().lib_path(path).init();
-        match &self.library {
-            Some(path) => init(path.as_os_str()),
-            // The name without the number comes with the development files only.
-            None => match init(OsStr::new("libnvidia-ml.so.1")) {
-                Err(NvmlError::LibloadingError(_)) => init(OsStr::new("libnvidia-ml.so")),
-                other => other,
-            },
-        }
-    }
-}
-
-/// Says which call a thread is in, and since when.
-#[derive(Debug, Default)]
-pub struct CallWatch {
-    /// Milliseconds on the process's own clock, from 1; 0 between calls.
-    since: AtomicU64,
-    call: Mutex<&'static str>,
-}
-
-impl CallWatch {
-    pub fn during<T>(&self, call: &'static str, run: impl FnOnce() -> T) -> T {
-        *self.call.lock() = call;
-        self.since.store(clock_ms(), Ordering::Release);
-        let result = run();
-        self.since.store(0, Ordering::Release);
-        result
-    }
-
-    /// The call that has been under way for longer than `deadline`.
-    pub fn overdue(&self, deadline: Duration) -> Option<&'static str> {
-        let since = self.since.load(Ordering::Acquire);
-        let waited = clock_ms().saturating_sub(since);
-        (since != 0 && u128::from(waited) > deadline.as_millis()).then(|| *self.call.lock())
-    }
-}
-
-fn clock_ms() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX) + 1
-}
 
 /// Why a GPU cannot be read at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -368,9 +243,8 @@ impl GpuReader {
                 None if self.unsupported.contains("nvmlDeviceGetNvLinkState") => break,
                 None => continue,
             }
-            let kind = self.call("nvmlDeviceGetNvLinkRemoteDeviceType", |d| {
-                raw::nvlink_remote_kind(d, link)
-            });
+            let kind = self
+                .call("nvmlDeviceGetNvLinkRemoteDeviceType", |d| raw::nvlink_remote_kind(d, link));
             if kind == Some(RemoteKind::Switch) {
                 links.push(Link::Switch);
                 continue;
@@ -412,9 +286,8 @@ impl GpuReader {
             busy_percent: busy.map(|rates| rates.gpu as f32),
             memory_used_bytes: memory.map(|info| info.used),
             power_mw: self.call("nvmlDeviceGetPowerUsage", |d| d.power_usage()),
-            energy_mj: self.call("nvmlDeviceGetTotalEnergyConsumption", |d| {
-                d.total_energy_consumption()
-            }),
+            energy_mj: self
+                .call("nvmlDeviceGetTotalEnergyConsumption", |d| d.total_energy_consumption()),
             temperature_c: self
                 .call("nvmlDeviceGetTemperature", |d| d.temperature(TemperatureSensor::Gpu))
                 .map(|degrees| degrees as f32),
@@ -542,7 +415,11 @@ impl GpuReader {
         let taken = self.call("nvmlGpmSampleGet", |device| pair.take(device)).is_some();
         let metrics = if taken {
             self.gpm_taken = Some(Instant::now());
-            if first { None } else { self.call("nvmlGpmMetricsGet", |d| pair.metrics(d, GPM_METRICS)) }
+            if first {
+                None
+            } else {
+                self.call("nvmlGpmMetricsGet", |d| pair.metrics(d, GPM_METRICS))
+            }
         } else {
             None
         };
@@ -649,7 +526,9 @@ fn cpus_in(words: &[std::ffi::c_ulong]) -> Vec<u32> {
     let bits = std::ffi::c_ulong::BITS;
     (0_u32..)
         .zip(words)
-        .flat_map(|(i, word)| (0..bits).filter(move |b| word >> b & 1 == 1).map(move |b| i * bits + b))
+        .flat_map(|(i, word)| {
+            (0..bits).filter(move |b| word >> b & 1 == 1).map(move |b| i * bits + b)
+        })
         .collect()
 }
 
@@ -675,19 +554,5 @@ mod tests {
     fn a_cpu_mask_counts_in_words() {
         assert_eq!(cpus_in(&[0b101, 1 << 63, 0]), [0, 2, 127]);
         assert!(cpus_in(&[]).is_empty());
-    }
-
-    #[test]
-    fn a_call_is_overdue_only_while_it_lasts() {
-        let watch = CallWatch::default();
-        assert_eq!(watch.overdue(Duration::ZERO), None);
-        watch.during("slow", || {
-            while watch.overdue(Duration::ZERO).is_none() {
-                std::thread::yield_now();
-            }
-            assert_eq!(watch.overdue(Duration::ZERO), Some("slow"));
-            assert_eq!(watch.overdue(Duration::from_secs(3600)), None);
-        });
-        assert_eq!(watch.overdue(Duration::ZERO), None);
     }
 }

@@ -57,8 +57,7 @@ pub fn sysfs_bus_id(nvml: &str) -> Option<String> {
 /// `None` where sysfs has no such device.
 pub fn place(sysfs: &Path, bus_id: &str) -> Option<Place> {
     let real = sysfs.join("bus/pci/devices").join(bus_id).canonicalize().ok()?;
-    let names: Vec<String> =
-        real.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+    let names: Vec<String> = real.iter().map(|name| name.to_string_lossy().into_owned()).collect();
     let host = names.iter().rposition(|name| name.starts_with("pci"))?;
     Some(Place { path: names[host..].to_vec(), numa: numa_node(&real) })
 }
@@ -141,7 +140,8 @@ pub fn pair(sysfs: &Path, gpus: &[String], nics: &[Nic]) -> Vec<Option<Pairing>>
 
 /// A bus id as numbers, so that domain 10000 comes after 0fff.
 pub fn pci_order(bus_id: &str) -> (u32, u32, u32, u32) {
-    let mut parts = bus_id.split([':', '.']).map(|p| u32::from_str_radix(p, 16).unwrap_or(u32::MAX));
+    let mut parts =
+        bus_id.split([':', '.']).map(|p| u32::from_str_radix(p, 16).unwrap_or(u32::MAX));
     let mut next = || parts.next().unwrap_or(u32::MAX);
     (next(), next(), next(), next())
 }
@@ -159,8 +159,16 @@ mod tests {
         // root port, switch upstream port, its downstream ports
         let gpu = "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:00.0/0000:18:00.0";
         let cases = [
-            ("one switch", "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:01.0/0000:19:00.0", Distance::Pix),
-            ("a switch behind the switch", "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:01.0/0000:19:00.0/0000:1a:00.0/0000:1b:00.0", Distance::Pxb),
+            (
+                "one switch",
+                "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:01.0/0000:19:00.0",
+                Distance::Pix,
+            ),
+            (
+                "a switch behind the switch",
+                "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:01.0/0000:19:00.0/0000:1a:00.0/0000:1b:00.0",
+                Distance::Pxb,
+            ),
             ("another root port", "pci0000:15/0000:15:02.0/0000:20:00.0", Distance::Phb),
             ("another host bridge", "pci0000:30/0000:30:01.0/0000:31:00.0", Distance::Node),
         ];

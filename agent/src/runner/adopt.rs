@@ -9,9 +9,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use tessera_model::{AttemptId, GpuId};
+use tessera_shim::cgroup::Cgroup;
+use tessera_shim::live::has_run;
 use tessera_shim::{TaskDir, TaskSpec};
 
 use super::order::{OrderRecord, Tombstone};
+use super::start;
 use crate::session::BootMillis;
 
 pub(super) struct LeftBehind {
@@ -19,7 +22,7 @@ pub(super) struct LeftBehind {
     pub record: Option<OrderRecord>,
     pub ranks: Range<u32>,
     pub gpus: Vec<GpuId>,
-    /// A task folder is complete, so that its shim may have been started.
+    /// All task folders are complete, so that shims may have been started; none is before.
     pub started: bool,
     pub tombstone: Option<Tombstone>,
     pub lease_until: Option<BootMillis>,
@@ -70,10 +73,9 @@ fn read(attempt: AttemptId, dir: &Path) -> io::Result<Option<LeftBehind>> {
         .map(|(rank, path)| (rank, TaskDir::new(path)))
         .filter(|(_, task)| task.file("spec").exists())
         .collect();
-    let started = !with_spec.is_empty();
     let record = match record {
         Ok(Some(record)) if record.order.attempt == attempt => Some(record),
-        Ok(None) if !started && tombstone.is_none() => {
+        Ok(None) if with_spec.is_empty() && tombstone.is_none() => {
             // The agent died before anything was decided.
             std::fs::remove_dir_all(dir)?;
             return Ok(None);
@@ -88,12 +90,33 @@ fn read(attempt: AttemptId, dir: &Path) -> io::Result<Option<LeftBehind>> {
         Some(record) => (record.order.rank_range(), record.order.gpus.clone()),
         None => from_specs(&with_spec),
     };
+    let complete = !with_spec.is_empty() && with_spec.len() == ranks.len();
+    // A folder that somebody damaged must not hide what runs.
+    let started = complete || with_spec.iter().any(|(_, task)| has_begun(task));
+    if !started {
+        remove_unused_cgroups(dir, &with_spec);
+    }
     let lease_until = with_spec
         .iter()
         .filter_map(|(_, task)| task.read_lease().ok()?.deadline_boottime_ms)
         .min()
         .map(BootMillis);
     Ok(Some(LeftBehind { attempt, record, ranks, gpus, started, tombstone, lease_until }))
+}
+
+fn has_begun(task: &TaskDir) -> bool {
+    has_run(task) || task.is_locked().unwrap_or(true)
+}
+
+/// The agent died while it made the folders; what it made so far never held a process.
+fn remove_unused_cgroups(dir: &Path, tasks: &[(u32, TaskDir)]) {
+    let of_tasks =
+        tasks.iter().filter_map(|(_, task)| Cgroup::open(&task.read_spec().ok()?.cgroup));
+    for cgroup in of_tasks.chain(start::cgroup_around(dir)) {
+        if let Err(error) = cgroup.remove() {
+            tracing::warn!(cgroup = %cgroup.dir().display(), %error, "an unused cgroup stays behind");
+        }
+    }
 }
 
 /// What the task folders alone say.

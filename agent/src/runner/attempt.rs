@@ -74,43 +74,41 @@ pub(super) fn send(shared: &Arc<Shared>, id: AttemptId, command: Command) {
     }
 }
 
-/// Goes on with an attempt that an earlier agent left.
+/// Goes on with an attempt that an earlier agent left. Blocks for a moment.
 pub(super) fn adopt(shared: &Arc<Shared>, left: LeftBehind) {
-    let stopping = left.tombstone.is_some() || !left.started;
-    let status = Status {
-        phase: if left.started { Phase::Running } else { Phase::Ending },
-        session: left.record.as_ref().map_or_else(|| shared.session.id(), |r| r.order.session),
+    let record = left.record.as_ref();
+    let mut status = Status {
+        phase: Phase::Running,
+        session: record.map_or_else(|| shared.session.id(), |r| r.order.session),
         ranks: left.ranks.clone(),
-        master_port: left.record.as_ref().map_or(0, |r| r.master_port),
+        master_port: record.map_or(0, |r| r.master_port),
         gpus: left.gpus.clone(),
-        stop_on_lapse: left.record.as_ref().is_some_and(|r| r.order.stop_on_lapse),
-        stopping,
+        stop_on_lapse: record.is_some_and(|r| r.order.stop_on_lapse),
+        stopping: left.tombstone.is_some(),
         ..Status::fresh()
     };
+    if !left.started {
+        // Prepared for a session that is over, or stopped before it began: nobody may start it any
+        // more, and nothing of it ever ran.
+        status.phase = Phase::Released;
+        status.ranks = 0..0;
+        status.stopping = true;
+    }
     let orders = shared.book.enter(left.attempt, status);
     let mut attempt = Attempt::new(shared, left.attempt, orders);
     attempt.record = left.record;
     attempt.lease_until = left.lease_until;
     if left.started {
+        // Entering the runtime is what lets tasks begin from here.
+        let _inside = shared.runtime.enter();
         for rank in left.ranks {
             attempt.watch(rank, None);
         }
-    }
-    let tombstone = left.tombstone;
-    shared.runtime.spawn(async move {
-        if !left.started {
-            // Prepared for a session that is over, or stopped before it began: nobody may start
-            // it any more. Without ranks there is nothing to end.
-            attempt.change(|status| status.ranks = 0..0);
-            if tombstone.is_none() {
-                attempt.bury(Duration::ZERO).await;
-            }
-            attempt.release();
-        } else if let Some(tombstone) = tombstone {
+        if let Some(tombstone) = left.tombstone {
             attempt.stop_tasks(Duration::from_millis(tombstone.grace_ms));
         }
-        attempt.run().await;
-    });
+    }
+    shared.runtime.spawn(attempt.run());
 }
 
 impl Attempt {

@@ -67,14 +67,13 @@ impl Done {
         self.dir(attempt).is_dir()
     }
 
-    /// Moves it over, durably, and lets the oldest go. Blocks.
+    /// Moves it over and lets the oldest go. Blocks. Not durable: after a power loss it may be back,
+    /// and is reported and acknowledged once more.
     pub fn keep(&self, attempt: AttemptId) -> io::Result<()> {
         let from = self.jobs.join(attempt.to_string());
         // The folder's own time is when it was moved here: that is what its age counts from.
         File::open(&from)?.set_modified(SystemTime::now())?;
         std::fs::rename(&from, self.dir(attempt))?;
-        File::open(&self.done)?.sync_all()?;
-        File::open(&self.jobs)?.sync_all()?;
         let bytes = bytes_below(&self.dir(attempt));
         self.kept.lock().add(SystemTime::now(), attempt, bytes);
         self.prune();

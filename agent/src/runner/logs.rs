@@ -46,6 +46,8 @@ pub(super) async fn answer(
     offset: u64,
     max_bytes: u32,
 ) -> LogAnswer {
+    // 0 leaves it to us.
+    let max_bytes = if max_bytes == 0 { PIECE_BYTES_MAX } else { max_bytes.min(PIECE_BYTES_MAX) };
     let deadline = Instant::now() + HOLD;
     loop {
         let shared = Arc::clone(shared);
@@ -55,7 +57,7 @@ pub(super) async fn answer(
             for dir in dirs.iter().chain(&dirs) {
                 let task = TaskDir::new(rank_dir(dir, rank));
                 if task.path().is_dir() {
-                    return read_piece(&task, offset, max_bytes.clamp(1, PIECE_BYTES_MAX));
+                    return read_piece(&task, offset, max_bytes);
                 }
             }
             let known = shared.book.status(attempt).is_some_and(|s| s.ranks.contains(&rank));

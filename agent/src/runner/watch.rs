@@ -74,6 +74,10 @@ pub(super) async fn end_of(dir: &TaskDir, child: Option<ShimChild>) -> TaskExit 
 
 async fn reap(dir: &TaskDir) -> Option<TaskExit> {
     let reaped = dir.clone();
+    if !dir.path().exists() {
+        // Somebody took the folder away, and with it all that could be known.
+        return Some(TaskExit::default());
+    }
     match blocking(move || reap_dead(&reaped, None, REAP)).await {
         Ok(exit) => Some(exit),
         Err(error) => {

@@ -173,7 +173,8 @@ impl Beat {
     fn ask(&mut self, number: u64) {
         self.number = number;
         let config = &self.shared.config;
-        let slow_beats = (config.slow_every.as_millis() / config.interval.as_millis().max(1)).max(1);
+        let slow_beats =
+            (config.slow_every.as_millis() / config.interval.as_millis().max(1)).max(1);
         let slow_beats = u64::try_from(slow_beats).unwrap_or(u64::MAX);
         self.pending.clear();
         for slot in self.shared.slots.lock().iter() {

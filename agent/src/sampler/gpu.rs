@@ -134,7 +134,11 @@ enum State {
     /// Has not said its UUID yet.
     Unknown,
     Read(Box<GpuReader>),
-    Broken { id: GpuId, generation: u32, fault: Fault },
+    Broken {
+        id: GpuId,
+        generation: u32,
+        fault: Fault,
+    },
 }
 
 impl Worker {
@@ -228,7 +232,8 @@ impl Worker {
             State::Broken { id, generation, .. } => (Which::Id(id.clone()), *generation),
             State::Unknown | State::Read(_) => (Which::Index(self.index), 0),
         };
-        let Ok(open) = self.watch.during("nvmlInit_v2", || self.shared.driver.open(self.gone)) else {
+        let Ok(open) = self.watch.during("nvmlInit_v2", || self.shared.driver.open(self.gone))
+        else {
             return;
         };
         let reopened = seen != 0 && open.generation > seen;

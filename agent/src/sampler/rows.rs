@@ -132,7 +132,10 @@ impl Rows {
     /// The GPU in a PCI slot, `0000:1a:00`.
     pub fn in_slot(&self, slot: &str) -> Option<GpuId> {
         let in_slot = |gpu: &Gpu| gpu.pci_bus_id.rsplit_once('.').is_some_and(|(s, _)| s == slot);
-        self.rows.iter().find(|(_, row)| row.gpu.as_ref().is_some_and(in_slot)).map(|(id, _)| id.clone())
+        self.rows
+            .iter()
+            .find(|(_, row)| row.gpu.as_ref().is_some_and(in_slot))
+            .map(|(id, _)| id.clone())
     }
 
     pub fn owner(&self, gpu: &GpuId) -> Option<u32> {
@@ -256,7 +259,11 @@ mod tests {
         assert_eq!(word(&rows), "healthy", "a job's own fault");
         rows.xid(&gpu, 48);
         rows.xid(&gpu, 79);
-        assert_eq!(rows.conditions()[&gpu], GpuCondition::Xid { code: 48 }, "the first is the cause");
+        assert_eq!(
+            rows.conditions()[&gpu],
+            GpuCondition::Xid { code: 48 },
+            "the first is the cause"
+        );
         rows.late(0);
         assert_eq!(word(&rows), "unresponsive");
         assert!(rows.read(0, Err(Fault::Lost)));

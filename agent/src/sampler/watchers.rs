@@ -41,7 +41,8 @@ fn wait_for_events(shared: &Shared) {
     let mut gave_up = 0;
     while !shared.stopped() {
         let open = shared.driver.current().filter(|open| open.generation > gave_up);
-        let Some((generation, events)) = open.and_then(|open| Some((open.generation, open.events?)))
+        let Some((generation, events)) =
+            open.and_then(|open| Some((open.generation, open.events?)))
         else {
             thread::sleep(PAUSE);
             continue;
@@ -59,12 +60,20 @@ fn wait_for_events(shared: &Shared) {
                         shared.tell(News::Xid { gpu, code });
                     }
                     Some(gpu) => shared.tell(News::Look { gpu }),
-                    None => tracing::warn!(kind = event.kind, data = event.data, "event of an unknown GPU"),
+                    None => tracing::warn!(
+                        kind = event.kind,
+                        data = event.data,
+                        "event of an unknown GPU"
+                    ),
                 }
             }
             Err(NvmlError::Timeout) => {}
             // A set that no device was registered in answers at once: do not spin.
-            Err(NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound) => {
+            Err(
+                NvmlError::NotSupported
+                | NvmlError::FailedToLoadSymbol(_)
+                | NvmlError::FunctionNotFound,
+            ) => {
                 gave_up = generation;
             }
             Err(error) => {
@@ -95,7 +104,9 @@ fn read_kernel_log(shared: &Shared, path: &Path) {
             Ok(n) => {
                 for byte in &buffer[..n] {
                     if *byte == b'\n' {
-                        if let Some((slot, code)) = xid::in_kernel_log(&String::from_utf8_lossy(&line)) {
+                        if let Some((slot, code)) =
+                            xid::in_kernel_log(&String::from_utf8_lossy(&line))
+                        {
                             shared.tell(News::KernelXid { slot, code });
                         }
                         line.clear();

@@ -26,7 +26,8 @@ pub struct Segment {
 impl Segment {
     pub fn create(dir: &Path, first: u64) -> io::Result<Self> {
         let path = dir.join(format!("{first:020}.samples"));
-        let file = File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
+        let file =
+            File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
         Ok(Self { path, file, first, last: first - 1, bytes: 0, mark: (0, 0) })
     }
 
@@ -84,14 +85,19 @@ impl Segment {
         Ok(())
     }
 
-    /// Records after a sequence, at least one if there is one, then while there is room.
-    pub fn read(&mut self, after: u64, room: usize) -> io::Result<Vec<(u64, Vec<u8>)>> {
+    /// Records after a sequence, at least one if there is one, then while there is room, and `most`.
+    pub fn read(
+        &mut self,
+        after: u64,
+        room: usize,
+        most: usize,
+    ) -> io::Result<Vec<(u64, Vec<u8>)>> {
         let mut records: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut used = 0;
         let mut offset = if self.mark.0 <= after { self.mark.1 } else { 0 };
         while let Some((sequence, bytes, next)) = self.record(offset)? {
             if sequence > after {
-                if !records.is_empty() && used + bytes.len() > room {
+                if !records.is_empty() && (used + bytes.len() > room || records.len() >= most) {
                     break;
                 }
                 used += bytes.len();

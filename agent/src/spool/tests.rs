@@ -178,3 +178,20 @@ fn a_full_disk_keeps_the_newest_in_memory() {
     fill(&mut spool, [more + 4]);
     assert_eq!(spool.bytes(), 36);
 }
+
+#[test]
+fn a_batch_is_bounded_in_number_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = Spool::with_segments(dir.path(), &boot("b1"), 1 << 20, 20_000).unwrap();
+    fill(&mut spool, 1..=2500);
+    let mut sizes = Vec::new();
+    let mut last = 0;
+    let b1 = boot("b1");
+    while let Some(batch) = spool.next(Some((&b1, last)), usize::MAX).unwrap() {
+        assert!(batch.gaps.is_empty(), "{:?} after {last}", batch.gaps);
+        sizes.push(batch.records.len());
+        last = batch.last;
+    }
+    assert_eq!((sizes.iter().sum::<usize>(), last), (2500, 2500));
+    assert!(sizes.iter().all(|size| *size <= BATCH), "{sizes:?}");
+}

@@ -15,7 +15,8 @@ use super::*;
 
 type Flow<T> = Pin<Box<dyn Incoming<Item = Result<T, Status>> + Send>>;
 
-/// A scheduler that passes on what it hears and acknowledges it, or breaks the stream first.
+/// A scheduler that passes on what it hears and acknowledges it, or breaks the stream first. About
+/// gaps alone it has nothing to say.
 struct Fake {
     heard: mpsc::UnboundedSender<v1::TelemetryBatch>,
     /// Streams that end with an error after their first batch, unacknowledged.
@@ -32,7 +33,10 @@ impl Agents for Fake {
         Err(Status::unimplemented("join"))
     }
 
-    async fn renew(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::Certificate>, Status> {
+    async fn renew(
+        &self,
+        _: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::Certificate>, Status> {
         Err(Status::unimplemented("renew"))
     }
 
@@ -71,11 +75,13 @@ impl Agents for Fake {
                 }
                 let ticks = batch.ticks.iter().map(|tick| tick.sequence).max().unwrap_or(0);
                 let gaps = batch.gaps.iter().map(|g| g.first + g.count - 1).max().unwrap_or(0);
-                let ack = v1::TelemetryAck {
-                    boot_id: batch.boot_id.clone(),
-                    sequence: ticks.max(gaps),
-                };
+                let ack =
+                    v1::TelemetryAck { boot_id: batch.boot_id.clone(), sequence: ticks.max(gaps) };
+                let only_gaps = batch.ticks.is_empty();
                 heard.send(batch).unwrap();
+                if only_gaps {
+                    continue;
+                }
                 let _ = acks.send(Ok(ack)).await;
             }
         });
@@ -260,4 +266,31 @@ fn a_pause_is_never_longer_than_said_nor_shorter_than_half() {
         let taken = jitter(pause);
         assert!(taken >= pause / 2 && taken <= pause, "{taken:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gaps_that_nobody_acknowledges_hold_nothing_up() {
+    let mut bench = Bench::new().await;
+    let (b1, b2) = (BootId::parse("b1").unwrap(), BootId::parse("b2").unwrap());
+    // All of an earlier boot was dropped for want of room.
+    let mut spool = Spool::with_segments(bench.dir.path(), &b1, 200, 10).unwrap();
+    spool.append(1, &[0; 100]).unwrap();
+    drop(spool);
+    let mut spool = Spool::with_segments(bench.dir.path(), &b2, 200, 10).unwrap();
+    spool.append(1, &Encoder::new().encode(&sample("b2", 1)).encode_to_vec()).unwrap();
+    spool.append(2, &Encoder::new().encode(&sample("b2", 2)).encode_to_vec()).unwrap();
+    drop(spool);
+    let spool = bench.spool("b2");
+    let (sender, uplink) = bench.start(spool, 0);
+    for sequence in 3..=60 {
+        sender.send(sample("b2", sequence));
+    }
+    let mut batch = bench.heard.recv().await.unwrap();
+    assert_eq!((batch.boot_id.as_str(), batch.ticks.len()), ("b1", 0));
+    assert_eq!((batch.gaps[0].first, batch.gaps[0].count), (1, 1));
+    while batch.ticks.last().is_none_or(|tick| tick.sequence < 60) {
+        batch = bench.heard.recv().await.unwrap();
+    }
+    drop(sender);
+    uplink.await.unwrap();
 }

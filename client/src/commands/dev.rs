@@ -6,6 +6,7 @@
 
 pub mod cluster; // all of it, from the first folder to the last process
 pub mod demo; // a short story on it
+pub mod reaper; // what is left when we are killed
 pub mod rendezvous; // one rank of the story's gang
 
 mod children; // one program and its log
@@ -37,13 +38,15 @@ pub async fn run(args: &DevArgs, screen: &Screen) -> Outcome<u8> {
         cluster.tell_logs(screen);
     }
     let hurried = tokio::select! {
-        () = cluster.stop() => false,
+        () = cluster.stop(screen) => false,
         () = signals.next() => true,
     };
     if hurried {
         cluster.kill().await;
     }
-    cluster.clean_up();
+    // What a program that died has said is worth keeping.
+    let died = outcome.as_ref().is_err_and(|failure| failure.kind == "child");
+    cluster.clean_up(died);
     outcome
 }
 

@@ -37,6 +37,7 @@ pub async fn run(cli: &Cli, screen: &Screen) -> Outcome<u8> {
         Verb::Dev(args) => return dev::run(args, screen).await,
         Verb::Completions { shell } => return completions::run(*shell, screen),
         Verb::Rendezvous => return dev::rendezvous::run(screen).await,
+        Verb::Reaper { folder, remove } => return dev::reaper::run(folder, *remove).await,
         _ => {}
     }
     let around = Surroundings::of_this_process();
@@ -60,6 +61,7 @@ pub async fn run(cli: &Cli, screen: &Screen) -> Outcome<u8> {
         Verb::Team(args) => team::run(&api, args, screen).await,
         Verb::Token(args) => token::run(&api, args, screen).await,
         Verb::Status => status::run(&api, &settings, screen).await,
-        Verb::Dev(_) | Verb::Completions { .. } | Verb::Rendezvous => Ok(0),
+        // They needed no scheduler, and were answered above.
+        Verb::Dev(_) | Verb::Completions { .. } | Verb::Rendezvous | Verb::Reaper { .. } => Ok(0),
     }
 }

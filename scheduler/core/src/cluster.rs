@@ -57,6 +57,8 @@ pub struct Outbox {
     pub closed: Vec<Interval>,
     pub jobs: BTreeSet<JobId>,
     pub nodes: BTreeSet<NodeId>,
+    /// Nodes whose agent has to say hello again.
+    pub hang_up: BTreeSet<NodeId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,9 +88,14 @@ impl Cluster {
     /// Makes what a snapshot leaves out. Heartbeats count from `now` on.
     pub fn restored(mut self, now: UnixMillis) -> Self {
         self.jobs.reindex();
+        self.listens_again(now);
+        self
+    }
+
+    /// Nobody listened until `now`: that no heartbeat was heard says nothing about the nodes.
+    pub fn listens_again(&mut self, now: UnixMillis) {
         let up = self.nodes.values_mut().filter(|n| n.state == NodeState::Up);
         up.for_each(|n| n.last_seen = now);
-        self
     }
 
     pub fn take_outbox(&mut self) -> Outbox {
@@ -201,7 +208,7 @@ impl Cluster {
                 if node.inventory.boot != inventory.boot {
                     node.occupied.clear();
                 }
-                node.session = session;
+                node.begin_session(session);
                 node.state = NodeState::Up;
                 node.last_seen = now;
             }
@@ -373,7 +380,7 @@ impl Cluster {
 
     fn gang_committed(&mut self, id: AttemptId, master_addr: &str, master_port: u16) {
         let Some(attempt) = self.jobs.attempts.get_mut(&id) else { return };
-        if attempt.phase != Phase::Preparing {
+        if attempt.settled || attempt.phase != Phase::Preparing {
             return;
         }
         attempt.phase = Phase::Committed { master_addr: master_addr.to_owned(), master_port };
@@ -387,7 +394,7 @@ impl Cluster {
 
     fn attempt_running(&mut self, id: AttemptId) {
         let Some(attempt) = self.jobs.attempts.get_mut(&id) else { return };
-        if !matches!(attempt.phase, Phase::Committed { .. }) {
+        if attempt.settled || !matches!(attempt.phase, Phase::Committed { .. }) {
             return;
         }
         attempt.phase = Phase::Running;
@@ -626,6 +633,10 @@ impl Cluster {
             job.ended_at = Some(now);
             job.exit_code = exit_code;
             job.outcome = outcome;
+            // It ran, and was over before all of its nodes had said that it had begun.
+            if exit_code.is_some() {
+                job.started_at.get_or_insert(now);
+            }
         }
         self.jobs.set_state(id, state);
         self.jobs.prune();

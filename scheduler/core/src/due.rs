@@ -48,7 +48,8 @@ pub fn due(cluster: &Cluster, now: UnixMillis, limits: &Limits) -> Vec<Event> {
             _ => {}
         }
     }
-    for (id, attempt) in &cluster.jobs.attempts {
+    // Of a settled attempt only GPUs are still out; there is nothing left to stop.
+    for (id, attempt) in cluster.jobs.attempts.iter().filter(|(_, a)| !a.settled) {
         let overdue = match attempt.phase {
             Phase::Running => {
                 attempt.deadline().is_some_and(|d| d <= now).then_some(StopWhy::TimeLimit)

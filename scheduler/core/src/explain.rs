@@ -81,16 +81,21 @@ fn waiting(
     };
     let expected_start = if infeasible { None } else { decide::forecast(snapshot, job.job) };
     let subject = id.map_or("this job".to_owned(), |id| format!("job {id}"));
+    let ladder = ladder(snapshot, job, position, &decision);
+    let hint = hint(snapshot, job, verdict, expected_start, &ladder);
     Explanation {
         job: id,
         verdict,
         summary: format!("{subject}: {}", summary.trim_start_matches("it waits: it ")),
-        ladder: ladder(snapshot, job, position, &decision),
+        ladder,
         expected_start,
         position: (!infeasible).then(|| u32::try_from(position + 1).unwrap_or(u32::MAX)),
-        hint: hint(snapshot, job, verdict, expected_start),
+        hint,
     }
 }
+
+/// Which rung counts the nodes that are fit to be used at all.
+const WELL: usize = 1;
 
 /// Each constraint from the cheapest to the dearest, with what it needs and what there is.
 fn ladder(snapshot: &Snapshot, job: &Pending, position: usize, decision: &Decision) -> Vec<Rung> {
@@ -157,6 +162,7 @@ fn hint(
     job: &Pending,
     verdict: Verdict,
     expected: Option<UnixMillis>,
+    ladder: &[Rung],
 ) -> Option<String> {
     if verdict == Verdict::StartsNow {
         return None;
@@ -187,10 +193,21 @@ fn hint(
         (Verdict::Infeasible, _) => {
             Some("ask for fewer nodes or GPUs, or wait until nodes are added; `tessera nodes` shows what there is".to_owned())
         }
-        (_, None) => Some(
-            "no date can be given: jobs in its way have no time limit; with `--time-limit` jobs can be planned around"
-                .to_owned(),
-        ),
+        (_, None) => Some(no_date(snapshot, ladder)),
         _ => None,
     }
+}
+
+/// Why no date follows from what is known.
+fn no_date(snapshot: &Snapshot, ladder: &[Rung]) -> String {
+    if let Some(rung) = ladder.get(WELL).filter(|r| !r.holds) {
+        let (have, need) = (&rung.have, &rung.need);
+        return format!(
+            "no date can be given: {have} of the {need} nodes it needs are up and healthy; `tessera nodes` shows what is wrong with the others"
+        );
+    }
+    if snapshot.releases.iter().any(|r| r.at.is_none()) {
+        return "no date can be given: jobs in its way have no time limit; with `--time-limit` jobs can be planned around".to_owned();
+    }
+    "no date can be given: jobs before it have no time limit".to_owned()
 }

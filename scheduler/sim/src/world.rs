@@ -227,6 +227,8 @@ impl World {
                 return;
             }
         }
+        let text = "P8: a day after the last fault the journal still grows".to_owned();
+        self.promises.broken(self.now, text);
     }
 
     /// What was broken so far, one line each; empty when nothing was. After [`World::settle`] it

@@ -71,9 +71,11 @@ fn the_same_seed_gives_the_same_journal() {
 #[test]
 fn each_planted_bug_is_noticed() {
     for bug in Planted::ALL {
-        let noticed = (0..400).find(|seed| {
-            !broken(*seed, Faults::HARSH, Some(bug), Millis::from_secs(1_800)).is_empty()
-        });
+        let run = |seed| broken(seed, Faults::HARSH, Some(bug), Millis::from_secs(1_800));
+        let noticed = (0..400).map(|seed| (seed, run(seed))).find(|(_, broken)| !broken.is_empty());
+        if let Some((seed, broken)) = &noticed {
+            println!("{bug:?}: seed {seed}: {}", broken.lines().next().unwrap_or_default());
+        }
         assert!(noticed.is_some(), "{bug:?} was not noticed in 400 seeds");
     }
 }

@@ -66,9 +66,6 @@ mod tests {
         let mut db = Connection::open_in_memory().unwrap();
         migrate(&mut db, Path::new("x")).unwrap();
         db.execute("UPDATE migrations SET checksum = 'other'", []).unwrap();
-        assert!(matches!(
-            migrate(&mut db, Path::new("x")),
-            Err(StoreError::Changed { number: 1 })
-        ));
+        assert!(matches!(migrate(&mut db, Path::new("x")), Err(StoreError::Changed { number: 1 })));
     }
 }

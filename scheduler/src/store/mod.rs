@@ -23,13 +23,23 @@ const TAIL_MAX: u64 = 20_000;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("could not open the store {path}")]
-    Open { path: PathBuf, #[source] source: rusqlite::Error },
-    #[error("the store {path} was written by a newer version (schema {found}, this one knows {known})")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error(
+        "the store {path} was written by a newer version (schema {found}, this one knows {known})"
+    )]
     Newer { path: PathBuf, found: u32, known: u32 },
     #[error("migration {number} of the store was changed after it was applied")]
     Changed { number: u32 },
     #[error("event {revision} in the journal cannot be read")]
-    BadEvent { revision: u64, #[source] source: serde_json::Error },
+    BadEvent {
+        revision: u64,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("the snapshot cannot be read")]
     BadSnapshot(#[source] serde_json::Error),
     #[error("the journal goes from {expected} to {found}")]
@@ -48,7 +58,9 @@ impl StoreError {
         match self {
             Self::Open { .. } => "check that the folder exists and is writable for this user",
             Self::Newer { .. } => "start the newer version again; stores are not turned back",
-            Self::Changed { .. } => "this binary was not built from a release; use the one that made the store",
+            Self::Changed { .. } => {
+                "this binary was not built from a release; use the one that made the store"
+            }
             Self::BadEvent { .. } | Self::BadSnapshot(_) | Self::Hole { .. } => {
                 "the file is damaged: restore the last backup, and keep this one for a look at it"
             }
@@ -163,7 +175,9 @@ impl Store {
         let body = serde_json::to_string(event)
             .map_err(|source| StoreError::BadEvent { revision: revision.0, source })?;
         self.db
-            .prepare_cached("INSERT INTO journal (revision, at_unix_ms, kind, body) VALUES (?1, ?2, ?3, ?4)")?
+            .prepare_cached(
+                "INSERT INTO journal (revision, at_unix_ms, kind, body) VALUES (?1, ?2, ?3, ?4)",
+            )?
             .execute(params![to_i64(revision.0), event.at.0, event.event.kind(), body])?;
         self.project_lease(event)
     }
@@ -178,7 +192,12 @@ impl Store {
                 let attempt = lease.attempt.to_string();
                 for place in &lease.places {
                     for gpu in &place.gpus {
-                        insert.execute(params![attempt, gpu.as_str(), place.node.as_str(), event.at.0])?;
+                        insert.execute(params![
+                            attempt,
+                            gpu.as_str(),
+                            place.node.as_str(),
+                            event.at.0
+                        ])?;
                     }
                 }
             }

@@ -53,7 +53,10 @@ impl Reader {
 
     /// A job that may have left the scheduler's memory.
     pub fn job(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
-        self.record("SELECT record FROM jobs WHERE id = ?1", params![i64::try_from(id.0).unwrap_or(-1)])
+        self.record(
+            "SELECT record FROM jobs WHERE id = ?1",
+            params![i64::try_from(id.0).unwrap_or(-1)],
+        )
     }
 
     /// The job a caller submitted under a key.

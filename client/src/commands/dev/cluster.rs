@@ -15,17 +15,17 @@ use tokio::process::Command;
 
 use super::children::{Child, tail};
 use super::folder::{Folder, node_name};
-use super::{leftovers, seed};
+use super::{reaper, seed};
 use crate::call::Api;
 use crate::cli::DevArgs;
 use crate::commands::{cancel, token};
 use crate::failure::{Failure, Outcome};
-use crate::output::Screen;
+use crate::output::{Screen, count};
 use crate::settings::{self, Settings, Surroundings};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// From asking the jobs to end to taking the agents away.
-const JOBS_END_WITHIN: Duration = Duration::from_secs(10);
+const JOBS_END_WITHIN: Duration = Duration::from_secs(5);
 const PROGRAM_ENDS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -66,7 +66,9 @@ impl Programs {
         })?;
         let folder = exe.parent().unwrap_or(Path::new("/")).to_owned();
         let programs = Self { folder };
-        for name in ["tessera-scheduler", "tessera-agent", "tessera-shim", "tessera-nvml-sim"] {
+        for name in
+            ["tessera", "tessera-scheduler", "tessera-agent", "tessera-shim", "tessera-nvml-sim"]
+        {
             let path = programs.folder.join(name);
             if !path.exists() {
                 return Err(Failure::no_answer(
@@ -94,6 +96,7 @@ pub struct Cluster {
     registry: PathBuf,
     scheduler: Option<Child>,
     agents: Vec<Child>,
+    reaper: Option<Child>,
     line: Option<(Settings, Api)>,
     gpus: usize,
 }
@@ -111,6 +114,7 @@ impl Cluster {
             registry,
             scheduler: None,
             agents: Vec::new(),
+            reaper: None,
             line: None,
             gpus: 0,
         })
@@ -152,6 +156,7 @@ impl Cluster {
         while let Some(one) = made.join_next().await {
             one.map_err(|error| Failure::no_answer("internal", error.to_string(), ""))??;
         }
+        self.start_reaper()?;
         self.start_scheduler().await?;
         let settings = settings::read(&self.folder.client())?;
         let api = Api::connect(&settings).await?;
@@ -172,6 +177,16 @@ impl Cluster {
         let mut command = self.programs.command("tessera-nvml-sim");
         command.arg("init").arg(&gpu).args(["--preset", &self.plan.preset, "--name", node]);
         Ok(async { run_to_end("tessera-nvml-sim", command).await.map(|_| ()) })
+    }
+
+    fn start_reaper(&mut self) -> Outcome {
+        let mut command = self.programs.command("tessera");
+        command.arg("__reaper").arg(&self.folder.path);
+        if self.folder.temporary {
+            command.arg("--remove");
+        }
+        self.reaper = Some(Child::start("the reaper", command, &self.folder.log("reaper"))?);
+        Ok(())
     }
 
     async fn start_scheduler(&mut self) -> Outcome {
@@ -313,12 +328,12 @@ impl Cluster {
     }
 
     /// Ends everything in order: jobs, agents, what they left, the scheduler.
-    pub async fn stop(&mut self) {
+    pub async fn stop(&mut self, screen: &Screen) {
         if let Some((_, api)) = &self.line
             && self.scheduler.as_mut().is_some_and(|s| s.death().is_none())
         {
             // A job that does not end now is ended with its agent below.
-            let _ = tokio::time::timeout(JOBS_END_WITHIN, end_jobs(api)).await;
+            let _ = tokio::time::timeout(JOBS_END_WITHIN, end_jobs(api, screen)).await;
         }
         for agent in &self.agents {
             agent.signal(rustix::process::Signal::TERM);
@@ -326,10 +341,11 @@ impl Cluster {
         for agent in &mut self.agents {
             agent.end(PROGRAM_ENDS_WITHIN).await;
         }
-        self.end_leftovers().await;
+        reaper::end_tasks(&self.folder.path).await;
         if let Some(scheduler) = &mut self.scheduler {
             scheduler.end(PROGRAM_ENDS_WITHIN).await;
         }
+        self.dismiss_reaper().await;
     }
 
     /// Ends everything at once.
@@ -337,27 +353,35 @@ impl Cluster {
         for child in self.agents.iter_mut().chain(&mut self.scheduler) {
             child.kill().await;
         }
-        self.end_leftovers().await;
+        reaper::end_tasks(&self.folder.path).await;
+        self.dismiss_reaper().await;
     }
 
-    async fn end_leftovers(&self) {
-        // All that lie in the folder: one that is resumed may hold more nodes than are wanted now.
-        for entry in fs::read_dir(self.folder.path.join("nodes")).into_iter().flatten().flatten() {
-            leftovers::end(&entry.path().join("state")).await;
+    async fn dismiss_reaper(&mut self) {
+        if let Some(reaper) = &mut self.reaper {
+            reaper.kill().await;
         }
     }
 
-    pub fn clean_up(&mut self) {
+    pub fn clean_up(&mut self, keep_folder: bool) {
         let _ = fs::remove_file(self.registry_file());
-        self.folder.remove_if_temporary();
+        if !keep_folder {
+            self.folder.remove_if_temporary();
+        }
     }
 }
 
 /// Cancels every job and waits until none is left.
-async fn end_jobs(api: &Api) -> Outcome {
+async fn end_jobs(api: &Api, screen: &Screen) -> Outcome {
     let request = v1::ListJobsRequest { limit: 10_000, ..Default::default() };
+    let mut told = false;
     loop {
         let jobs = api.list(&request).await?.jobs;
+        if !jobs.is_empty() && !told && !screen.json {
+            told = true;
+            let jobs = count(jobs.len() as u64, "job");
+            screen.note(&format!("ending {jobs} first; Ctrl-C again ends all at once"));
+        }
         if jobs.is_empty() {
             return Ok(());
         }
@@ -398,7 +422,7 @@ async fn run_to_end(name: &str, mut command: Command) -> Outcome<String> {
             .find_map(|l| l.strip_prefix("error: "))
             .unwrap_or(lines.last().copied().unwrap_or("it gave no reason"));
         return Err(Failure::no_answer(
-            "child",
+            "tool",
             format!("{name}: {why}"),
             "tessera-nvml-sim presets",
         ));

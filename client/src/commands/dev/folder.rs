@@ -17,7 +17,7 @@ use crate::failure::{Failure, Outcome};
 pub struct Folder {
     pub path: PathBuf,
     /// Made by us and to be removed.
-    temporary: bool,
+    pub temporary: bool,
     /// Held as long as we live: two clusters in one folder would end each other's jobs.
     _lock: fs::File,
 }
@@ -28,7 +28,8 @@ impl Folder {
         let (path, temporary) = match data {
             Some(path) => (path.to_owned(), false),
             None => {
-                let name = format!("tessera-dev-{}-{}", std::process::id(), crate::when::now().0);
+                let (pid, now) = (std::process::id(), crate::when::now().0);
+                let name = format!("tessera-dev-{pid}-{now}");
                 (std::env::temp_dir().join(name), true)
             }
         };
@@ -90,7 +91,8 @@ impl Folder {
     }
 }
 
-fn lock(folder: &Path) -> Outcome<fs::File> {
+/// For as long as the file lives; the kernel gives it back when its holder dies, however it dies.
+pub fn lock(folder: &Path) -> Outcome<fs::File> {
     let path = folder.join("dev.lock");
     let file = fs::File::create(&path).map_err(|error| Failure::file("write", &path, &error))?;
     match file.try_lock() {

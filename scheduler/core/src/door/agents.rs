@@ -10,7 +10,7 @@ use tessera_model::{
 
 use crate::cluster::Cluster;
 use crate::event::{Event, StopWhy, WriteOffWhy};
-use crate::job_table::Phase;
+use crate::job_table::{Attempt, Phase};
 use crate::order::{Order, STOP_GRACE};
 
 /// The first word of an agent on a new connection.
@@ -39,7 +39,8 @@ pub struct Finished {
 }
 
 /// What follows from a hello: events, orders that follow from no state of ours, and reports to be
-/// taken in once the events are applied.
+/// taken in once the events are applied. No events at all: the session is over, and its stream is
+/// to be closed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Greeting {
     pub events: Vec<Event>,
@@ -96,6 +97,11 @@ fn same(a: &str, b: &str) -> bool {
 pub fn hello(cluster: &Cluster, now: UnixMillis, hello: &Hello) -> Greeting {
     let node = &hello.inventory.node;
     let mut greeting = Greeting::default();
+    if cluster.nodes.get(node).is_some_and(|n| n.past_sessions.contains(&hello.session)) {
+        // Written by an agent that is dead by now, and late: its successor was here before. What it
+        // does not name may well be running.
+        return greeting;
+    }
     let mut adopted = Vec::new();
     for running in &hello.running {
         let id = running.attempt;
@@ -179,6 +185,7 @@ pub fn report(
         Report::Heartbeat { sent_boottime_ms } => {
             if known.state == NodeState::Lost {
                 // Its leases may have been given to others: it has to say hello again.
+                cluster.outbox.hang_up.insert(node.clone());
                 return Vec::new();
             }
             known.last_seen = now;
@@ -237,7 +244,8 @@ pub fn report(
 
 /// One more node is ready. When all are, the gang is told to start.
 fn prepared(cluster: &mut Cluster, node: &NodeId, id: AttemptId, port: u16) -> Vec<Event> {
-    let Some(attempt) = cluster.jobs.attempts.get_mut(&id).filter(|a| a.holds(node)) else {
+    let live = |a: &&mut Attempt| a.holds(node) && !a.settled;
+    let Some(attempt) = cluster.jobs.attempts.get_mut(&id).filter(live) else {
         let order = Order::Stop { attempt: id, grace: STOP_GRACE };
         cluster.outbox.orders.push((node.clone(), order));
         return Vec::new();
@@ -269,7 +277,8 @@ fn prepared(cluster: &mut Cluster, node: &NodeId, id: AttemptId, port: u16) -> V
 }
 
 fn started(cluster: &mut Cluster, node: &NodeId, id: AttemptId) -> Vec<Event> {
-    let Some(attempt) = cluster.jobs.attempts.get_mut(&id).filter(|a| a.holds(node)) else {
+    let live = |a: &&mut Attempt| a.holds(node) && !a.settled;
+    let Some(attempt) = cluster.jobs.attempts.get_mut(&id).filter(live) else {
         return Vec::new();
     };
     attempt.started.insert(node.clone());

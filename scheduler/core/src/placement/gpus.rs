@@ -37,7 +37,10 @@ pub fn choose(gpus: &[GpuView], free: u64, count: u32, model: Option<&str>) -> O
 
 /// Those of `among` whose model contains `model`, without regard to case.
 pub fn matching(gpus: &[GpuView], among: u64, model: Option<&str>) -> u64 {
-    let Some(model) = model else { return among };
+    let Some(model) = model else {
+        let there = if gpus.len() < 64 { (1 << gpus.len()) - 1 } else { u64::MAX };
+        return among & there;
+    };
     gpus.iter()
         .enumerate()
         .filter(|(i, g)| among >> i & 1 == 1 && contains(&g.model, model))

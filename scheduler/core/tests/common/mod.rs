@@ -11,6 +11,16 @@ use tessera_model::{
     NodeInventory, Program, ProjectId, SessionId, TeamId, UnixMillis, UserId,
 };
 
+/// `TESSERA_CASES_TIMES=20` asks for so many times more. Failing cases are not kept in files: what
+/// was fixed has a test with a name.
+pub fn cases(count: u32) -> proptest::test_runner::Config {
+    let times = std::env::var("TESSERA_CASES_TIMES").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    proptest::test_runner::Config {
+        failure_persistence: None,
+        ..proptest::test_runner::Config::with_cases(count * times)
+    }
+}
+
 pub fn node_id(name: &str) -> NodeId {
     NodeId::parse(name).unwrap()
 }
