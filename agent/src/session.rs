@@ -53,7 +53,7 @@ pub enum Granted {
 
 impl Session {
     pub fn begin() -> Self {
-        Self { life: Mutex::new(Life { id: draw(), term: None }), term: watch::Sender::new(None) }
+        Self { life: Mutex::new(Life { id: draw(BootMillis::now()), term: None }), term: watch::Sender::new(None) }
     }
 
     pub fn id(&self) -> SessionId {
@@ -92,25 +92,26 @@ impl Session {
         if life.term.is_none_or(|term| term.until > now) {
             return false;
         }
-        *life = Life { id: draw(), term: None };
+        // Two in one millisecond are still in order.
+        let id = draw(now).max(SessionId(life.id.0 + 1));
+        *life = Life { id, term: None };
         drop(life);
         self.term.send_replace(None);
         true
     }
 }
 
-/// 64 random bits; 0 is nobody's session.
-fn draw() -> SessionId {
-    let mut bytes = [0u8; 8];
-    loop {
-        ring::rand::SystemRandom::new()
-            .fill(&mut bytes)
-            .expect("the kernel's random numbers are there once the machine has booted");
-        match u64::from_le_bytes(bytes) {
-            0 => {}
-            id => return SessionId(id),
-        }
-    }
+/// The boot clock above, 20 random bits below: within one boot of the machine a later session is a
+/// greater one, so the scheduler knows the late words of a dead agent for what they are; and two
+/// boots do not meet by chance. 0 is nobody's session.
+fn draw(now: BootMillis) -> SessionId {
+    const RANDOM_BITS: u32 = 20;
+    let mut bytes = [0u8; 4];
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .expect("the kernel's random numbers are there once the machine has booted");
+    let random = u64::from(u32::from_le_bytes(bytes) >> (32 - RANDOM_BITS));
+    SessionId((now.0 << RANDOM_BITS | random).max(1))
 }
 
 #[cfg(test)]
@@ -140,7 +141,7 @@ mod tests {
         assert_eq!(session.granted(at(1_600), 500, at(1_700)), Granted::TooLate);
         assert_eq!(session.id(), first);
         assert!(session.renew_if_lapsed(at(1_700)));
-        assert_ne!(session.id(), first);
+        assert!(session.id() > first, "sessions grow");
         assert_eq!(session.term(), None);
         assert!(matches!(session.granted(at(1_800), 500, at(1_801)), Granted::Extended(_)));
     }

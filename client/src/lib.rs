@@ -30,16 +30,15 @@ pub fn main() -> ExitCode {
         }
     };
     let screen = Screen::detect(cli.common.json, cli.common.color);
-    let runtime =
-        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                let failure =
-                    failure::Failure::no_answer("system", format!("no threads: {error}"), "");
-                screen.failure(&failure);
-                return ExitCode::from(failure.exit);
-            }
-        };
+    // One thread is enough to wait for answers, and the quickest to start.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let failure = failure::Failure::no_answer("system", format!("no threads: {error}"), "");
+            screen.failure(&failure);
+            return ExitCode::from(failure.exit);
+        }
+    };
     let code = match runtime.block_on(commands::run(&cli, &screen)) {
         Ok(code) => code,
         Err(failure) if failure.is_broken_pipe() => 0,

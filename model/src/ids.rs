@@ -166,8 +166,9 @@ impl<'de> Deserialize<'de> for AttemptId {
 #[serde(transparent)]
 pub struct Epoch(pub u64);
 
-/// One life of one agent, drawn at random when it starts and again whenever it regains a lapsed
-/// lease. An order names the session it is meant for.
+/// One life of one agent, drawn when it starts and again whenever it regains a lapsed lease. An
+/// order names the session it is meant for. Within one boot of a node sessions only grow, so that
+/// the late words of a dead agent are told from those of its successor.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]

@@ -282,23 +282,33 @@ fn decimal12(value: i128, unit: i128) -> String {
 /// Cents for the lines of a document, by largest remainder, so that the lines sum to the rounded
 /// total. Ties go to the earlier line.
 pub fn cents(lines: &[Amount]) -> Vec<i128> {
-    const PER_CENT: i128 = AMOUNT_PER_USD / 100;
-    let total: i128 = lines.iter().map(|a| a.0).sum();
-    let doubled = total.div_euclid(PER_CENT);
-    let rest = total.rem_euclid(PER_CENT);
-    let up = rest * 2 > PER_CENT || (rest * 2 == PER_CENT && doubled.rem_euclid(2) == 1);
-    let rounded_total = doubled + i128::from(up);
-    let mut out: Vec<i128> = lines.iter().map(|a| a.0.div_euclid(PER_CENT)).collect();
-    let missing = rounded_total - out.iter().sum::<i128>();
-    let mut order: Vec<usize> = (0..lines.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(lines[i].0.rem_euclid(PER_CENT)), i));
+    let values: Vec<i128> = lines.iter().map(|a| a.0).collect();
+    apportion(&values, AMOUNT_PER_USD / 100)
+}
+
+/// Hundredths of GPU-hours for the lines of a document, in the same way.
+pub fn hour_hundredths(lines: &[GpuMillis]) -> Vec<i128> {
+    let values: Vec<i128> = lines.iter().map(|h| i128::from(h.0)).collect();
+    apportion(&values, 36_000)
+}
+
+/// Each value in whole `unit`s, such that they sum to the total rounded half to even: every value
+/// is rounded down, and the units still missing go to the largest remainders.
+fn apportion(values: &[i128], unit: i128) -> Vec<i128> {
+    let total: i128 = values.iter().sum();
+    let (whole, rest) = (total.div_euclid(unit), total.rem_euclid(unit));
+    let up = rest * 2 > unit || (rest * 2 == unit && whole.rem_euclid(2) == 1);
+    let mut out: Vec<i128> = values.iter().map(|v| v.div_euclid(unit)).collect();
+    let missing = whole + i128::from(up) - out.iter().sum::<i128>();
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(values[i].rem_euclid(unit)), i));
     for &i in order.iter().take(usize::try_from(missing).unwrap_or(0)) {
         out[i] += 1;
     }
     out
 }
 
-/// `1234567` cents as `12345.67`.
+/// `1234567` hundredths as `12345.67`.
 pub fn cents_text(cents: i128) -> String {
     let sign = if cents < 0 { "-" } else { "" };
     let abs = cents.unsigned_abs();

@@ -30,11 +30,18 @@ pub fn sweep(dir: &Path) {
     }
     for group in groups.iter().rev() {
         // The kernel lets go a moment after the last process.
-        let _ = until_within(Duration::from_secs(2), || match fs::remove_dir(group) {
-            Err(e) if group.exists() => Err(e.to_string()),
-            _ => Ok(()),
+        let _ = until_within(Duration::from_secs(2), || {
+            remove(group);
+            if group.exists() { Err(String::new()) } else { Ok(()) }
         });
     }
+}
+
+/// A cgroup and those below it; they go one by one, from the innermost.
+fn remove(group: &Path) {
+    children(group).iter().for_each(|inner| remove(inner));
+    // Tried again by the caller.
+    let _ = fs::remove_dir(group);
 }
 
 /// Ends what earlier runs left that were killed before they could clean up.

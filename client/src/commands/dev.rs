@@ -29,7 +29,10 @@ pub async fn run(args: &DevArgs, screen: &Screen) -> Outcome<u8> {
     // A signal ends the story at any point, and what was started until then is ended below.
     let outcome = tokio::select! {
         outcome = live(&mut cluster, args, screen) => outcome,
-        () = signals.next() => Ok(0),
+        () = signals.next() => match args.demo {
+            true => Err(Failure::no_answer("interrupted", "the demo was interrupted", "")),
+            false => Ok(0),
+        },
     };
     if let Err(failure) = &outcome
         && !failure.is_broken_pipe()

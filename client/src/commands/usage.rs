@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use tessera_model::usage::{UsageKey, UsageLine};
-use tessera_model::{Amount, GpuMillis, UnixMillis, cents, cents_text};
+use tessera_model::{Amount, GpuMillis, UnixMillis, cents, cents_text, hour_hundredths};
 use tessera_proto::usage::{keys_to_wire, line_from_wire};
 use tessera_proto::v1;
 
@@ -150,9 +150,11 @@ impl Report {
         let mut grid = Grid::new(columns);
         let amounts: Vec<Amount> = self.lines.iter().map(|l| l.amount).collect();
         let rounded = cents(&amounts);
-        for (line, usd) in self.lines.iter().zip(&rounded) {
+        let held: Vec<GpuMillis> = self.lines.iter().map(|l| l.held).collect();
+        let shares = hour_hundredths(&held);
+        for ((line, usd), share) in self.lines.iter().zip(&rounded).zip(&shares) {
             let mut row = line.keys.clone();
-            row.push(hours(line.held));
+            row.push(cents_text(*share));
             // Nothing charged and no price are different facts.
             let priced = line.unpriced < line.held || line.held.0 == 0;
             row.push(if priced { cents_text(*usd) } else { "no price".to_owned() });
@@ -161,7 +163,7 @@ impl Report {
         if !self.by.is_empty() {
             let mut total = vec![String::new(); self.by.len()];
             total[0] = "total".to_owned();
-            total.push(hours(self.held()));
+            total.push(cents_text(shares.iter().sum()));
             total.push(cents_text(rounded.iter().sum()));
             grid.row(total);
         }

@@ -208,7 +208,7 @@ impl Cluster {
                 if node.inventory.boot != inventory.boot {
                     node.occupied.clear();
                 }
-                node.begin_session(session);
+                node.session = session;
                 node.state = NodeState::Up;
                 node.last_seen = now;
             }
@@ -551,21 +551,26 @@ impl Cluster {
         let by = job.and_then(|j| j.cancelled_by.clone());
         let ranks = attempt.spec.gang.ranks();
         let all_well = (0..ranks).all(|r| attempt.ended.get(&r).is_some_and(TaskEnd::is_success));
-        if all_well {
+        // A task that was told to stop and left with 0 has not done its work.
+        let told_to_stop = matches!(attempt.stop, Some(StopWhy::Cancelled | StopWhy::TimeLimit));
+        if all_well && !told_to_stop {
             return Conclusion::End(JobState::Succeeded, Some(0), String::new());
         }
+        let code = match &attempt.first_failure {
+            Some((_, end)) => end.exit_code(),
+            None => all_well.then_some(0),
+        };
         if let Some(by) = by {
-            let code = attempt.first_failure.as_ref().and_then(|(_, end)| end.exit_code());
             return Conclusion::End(JobState::Cancelled, code, format!("cancelled by {by}"));
         }
         match &attempt.stop {
             Some(StopWhy::TimeLimit) => {
                 let limit = attempt.spec.time_limit.unwrap_or_default();
                 if let Some((rank, end @ TaskEnd::Unknown)) = &attempt.first_failure {
-                    let text = format!("told to stop at its time limit of {limit}; rank {rank} {end}");
+                    let text =
+                        format!("told to stop at its time limit of {limit}; rank {rank} {end}");
                     return Conclusion::End(JobState::Lost, None, text);
                 }
-                let code = attempt.first_failure.as_ref().and_then(|(_, end)| end.exit_code());
                 return Conclusion::End(
                     JobState::Failed,
                     code,

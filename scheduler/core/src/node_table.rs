@@ -13,9 +13,6 @@ use tessera_model::{
 pub struct Node {
     pub inventory: NodeInventory,
     pub session: SessionId,
-    /// Sessions that are over, newest last. What a dead agent had written may still arrive.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub past_sessions: Vec<SessionId>,
     pub state: NodeState,
     pub cordon: Option<Cordon>,
     /// GPUs the agent says are not healthy.
@@ -31,26 +28,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// Sessions remembered; an agent draws a new one at each start and after each lapse.
-    pub const PAST_SESSIONS_MAX: usize = 64;
-
-    /// A new session takes over, or the present one goes on.
-    pub fn begin_session(&mut self, session: SessionId) {
-        if self.session == session {
-            return;
-        }
-        if self.past_sessions.len() == Self::PAST_SESSIONS_MAX {
-            self.past_sessions.remove(0);
-        }
-        self.past_sessions.push(self.session);
-        self.session = session;
-    }
-
     pub fn new(inventory: NodeInventory, session: SessionId, at: UnixMillis) -> Self {
         Self {
             inventory,
             session,
-            past_sessions: Vec::new(),
             state: NodeState::Up,
             cordon: None,
             conditions: BTreeMap::new(),

@@ -40,8 +40,7 @@ fn greet(story: &mut Story, hello: Hello) -> bool {
 
 fn report(story: &mut Story, index: u32, session: u64, report: Report) {
     let node = node_id(&format!("n{index}"));
-    let events =
-        door::report(&mut story.cluster, story.now, &node, SessionId(session), report);
+    let events = door::report(&mut story.cluster, story.now, &node, SessionId(session), report);
     events.into_iter().for_each(|e| story.push(e));
 }
 
@@ -64,21 +63,24 @@ fn running(spec: JobSpec) -> Story {
 #[test]
 fn a_late_hello_of_a_dead_agent_does_not_write_off_what_its_successor_runs() {
     let mut story = Story::with_nodes(1, 2);
-    // The agent of session 1 dies; its last words are still on the way.
-    let late = hello(0, 0, 1, &[]);
-    assert!(greet(&mut story, hello(0, 0, 2, &[])));
+    // The agent of session 2 dies before its first word arrives, and is followed by session 3.
+    let late = hello(0, 0, 2, &[]);
+    assert!(greet(&mut story, hello(0, 0, 3, &[])));
     story.submit(JobSpec { requeue: true, ..spec(1, 2) });
     story.decide();
     let id = attempt(1, 1);
-    report(&mut story, 0, 2, Report::Prepared { attempt: id, master_port: 1 });
-    report(&mut story, 0, 2, Report::Started { attempt: id });
+    report(&mut story, 0, 3, Report::Prepared { attempt: id, master_port: 1 });
+    report(&mut story, 0, 3, Report::Started { attempt: id });
     assert!(!greet(&mut story, late), "its stream is to be closed");
     assert_eq!(state(&story), JobState::Running);
-    assert_eq!(story.cluster.nodes[&node_id("n0")].session, SessionId(2));
+    assert_eq!(story.cluster.nodes[&node_id("n0")].session, SessionId(3));
     // The living one may say hello as often as it likes, and a new one may take over.
-    assert!(greet(&mut story, hello(0, 0, 2, &[id])));
     assert!(greet(&mut story, hello(0, 0, 3, &[id])));
+    assert!(greet(&mut story, hello(0, 0, 4, &[id])));
     assert_eq!(state(&story), JobState::Running);
+    // After a reboot the clock begins again.
+    assert!(greet(&mut story, hello(0, 1, 1, &[])));
+    assert_eq!(state(&story), JobState::Pending);
 }
 
 #[test]
@@ -171,7 +173,8 @@ fn a_gpu_that_is_still_used_is_kept_back_also_when_its_lease_was_written_off() {
     let mut story = running(JobSpec { requeue: true, ..spec(1, 2) });
     let (id, node, gpu) = (attempt(1, 1), node_id("n0"), gpu_id("n0", 1));
     let (charged_until, why) = (story.now, WriteOffWhy::LeaseLapsed);
-    let written_off = Event::PlaceWrittenOff { attempt: id, node: node.clone(), charged_until, why };
+    let written_off =
+        Event::PlaceWrittenOff { attempt: id, node: node.clone(), charged_until, why };
     story.push(written_off);
     let occupied = BTreeMap::from([(gpu.clone(), vec![42])]);
     let released = Report::Released { attempt: id, occupied };

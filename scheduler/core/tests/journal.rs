@@ -16,7 +16,8 @@ use tessera_model::topology::Topology;
 use tessera_model::usage::{Price, PriceVersion};
 use tessera_model::{
     Bytes, Cordon, Epoch, GpuCondition, JobId, JobSpec, Lease, MicroUsd, Millis, Nic, Place,
-    Principal, Role, SessionId, Strength, TaskEnd, TeamId, UnixIdentity, UnixMillis, UserId, Within,
+    Principal, Role, SessionId, Strength, TaskEnd, TeamId, UnixIdentity, UnixMillis, UserId,
+    Within,
 };
 
 /// One of each variant, and of each variant inside it, with every optional field there at least once.
@@ -24,7 +25,8 @@ fn one_of_each() -> Vec<Event> {
     let (team, user) = (TeamId::parse("nlp").unwrap(), UserId::parse("root").unwrap());
     let by = || user.clone();
     let unix = Some(UnixIdentity { uid: 1000, gid: 100 });
-    let principal = Principal { user: by(), role: Role::TeamAdmin, teams: vec![team.clone()], unix };
+    let principal =
+        Principal { user: by(), role: Role::TeamAdmin, teams: vec![team.clone()], unix };
     let full = JobSpec {
         tags: BTreeMap::from([("run".to_owned(), "7".to_owned())]),
         within: vec![
@@ -80,7 +82,8 @@ fn one_of_each() -> Vec<Event> {
     let (id, n0, at) = (attempt(812, 1), node_id("n0"), UnixMillis(1_790_000_000_000));
     let stopping = |why| Event::AttemptStopping { attempt: id, why };
     let ended = |end| Event::TaskEnded { attempt: id, rank: 1, end };
-    let off = |why| Event::PlaceWrittenOff { attempt: id, node: n0.clone(), charged_until: at, why };
+    let off =
+        |why| Event::PlaceWrittenOff { attempt: id, node: n0.clone(), charged_until: at, why };
     vec![
         Event::EpochBegan { epoch: Epoch(3) },
         Event::TopologyLoaded {
@@ -117,7 +120,10 @@ fn one_of_each() -> Vec<Event> {
             version: PriceVersion {
                 version: 1,
                 effective_from: at,
-                prices: vec![Price { gpu_model: "h100".to_owned(), per_gpu_hour: MicroUsd(2_950_000) }],
+                prices: vec![Price {
+                    gpu_model: "h100".to_owned(),
+                    per_gpu_hour: MicroUsd(2_950_000),
+                }],
                 note: "list".to_owned(),
             },
             by: by(),

@@ -39,8 +39,11 @@ fn plan() -> impl Strategy<Value = Plan> {
     let gpu = (0..2u32, 0..2u32, prop::bool::weighted(0.75), prop::bool::weighted(0.9));
     let gpus = prop::collection::vec(gpu, 0..=4);
     let path = prop::option::weighted(0.85, (0..2u8, 0..2u8));
-    (gpus, prop::bool::weighted(0.1), path)
-        .prop_map(|(gpus, cordoned, path)| Plan { gpus, cordoned, path })
+    (gpus, prop::bool::weighted(0.1), path).prop_map(|(gpus, cordoned, path)| Plan {
+        gpus,
+        cordoned,
+        path,
+    })
 }
 
 fn question() -> impl Strategy<Value = Question> {
@@ -115,9 +118,8 @@ fn answer(snapshot: &Snapshot, spec: &JobSpec) -> Option<Vec<Chosen>> {
 /// Nodes that could take part, counted from the plan and not from the snapshot.
 fn fitting(question: &Question) -> Vec<usize> {
     let wanted = question.spec.gang.gpus_per_node as usize;
-    let fits = |plan: &Plan| {
-        !plan.cordoned && plan.gpus.iter().filter(|g| g.2 && g.3).count() >= wanted
-    };
+    let fits =
+        |plan: &Plan| !plan.cordoned && plan.gpus.iter().filter(|g| g.2 && g.3).count() >= wanted;
     (0..question.plans.len()).filter(|i| fits(&question.plans[*i])).collect()
 }
 
@@ -396,8 +398,11 @@ fn pending(id: u64, (nodes, gpus, minutes): Shape) -> Pending {
 }
 
 fn empty_nodes(sizes: &[u32]) -> Snapshot {
-    let lines: Vec<String> =
-        sizes.iter().enumerate().map(|(i, n)| format!("n{i}: {}", ".".repeat(*n as usize))).collect();
+    let lines: Vec<String> = sizes
+        .iter()
+        .enumerate()
+        .map(|(i, n)| format!("n{i}: {}", ".".repeat(*n as usize)))
+        .collect();
     Snapshot { now: UnixMillis(0), ..Picture::read(&lines.join("\n")).snapshot }
 }
 
@@ -530,7 +535,9 @@ impl Picture {
             let node = Self::node(name, path, rest.trim(), &mut held);
             nodes.push(node);
         }
-        nodes.sort_by(|a, b| (a.path.is_none(), &a.path, &a.id).cmp(&(b.path.is_none(), &b.path, &b.id)));
+        nodes.sort_by(|a, b| {
+            (a.path.is_none(), &a.path, &a.id).cmp(&(b.path.is_none(), &b.path, &b.id))
+        });
         let at = |id: &NodeId| nodes.iter().position(|n| n.id == *id).unwrap();
         let releases = held
             .iter()
@@ -630,7 +637,8 @@ impl Picture {
             let reserved = decision.reservation.as_ref().filter(|r| r.job == job.job);
             let promise = reserved.map_or(String::new(), |r| {
                 let places: Vec<String> = r.places.iter().map(|c| self.place(c)).collect();
-                let when = r.at.map_or("some day".to_owned(), |at| format!("in {} min", minutes(at)));
+                let when =
+                    r.at.map_or("some day".to_owned(), |at| format!("in {} min", minutes(at)));
                 format!("; promised {} {when}", places.join(" "))
             });
             lines.push(format!("{} waits: {why}{promise}", name(&job.job)));

@@ -45,7 +45,8 @@ fn tell(story: &mut Story, word: &str) {
     let released =
         |n: &str| Event::PlaceReleased { attempt: id, node: node_id(n), occupied: BTreeMap::new() };
     let charged_until = story.now;
-    let gone = |n: &str, why| Event::PlaceWrittenOff { attempt: id, node: node_id(n), charged_until, why };
+    let gone =
+        |n: &str, why| Event::PlaceWrittenOff { attempt: id, node: node_id(n), charged_until, why };
     let stopping = |why| Event::AttemptStopping { attempt: id, why };
     let event = match word {
         "grant" => {
@@ -106,7 +107,11 @@ const STORIES: &[(&str, bool, &str)] = &[
     // Told to prepare only: nothing has run, so it may be tried again whatever it says of requeue.
     ("grant forgot0 rel1", false, "pending starting pending"),
     ("grant commit run cancel term0 term1", false, "pending starting running stopping cancelled"),
-    ("grant commit run cancel ok0 ok1", false, "pending starting running stopping succeeded"),
+    // Told to stop, it left with 0: it has not done its work.
+    ("grant commit run cancel ok0 ok1", false, "pending starting running stopping cancelled"),
+    ("grant commit run limit ok0 ok1", false, "pending starting running stopping failed"),
+    // Both had done their work before anybody heard that they had begun.
+    ("grant commit late ok0 ok1", false, "pending starting stopping succeeded"),
     ("grant cancel rel0 rel1", false, "pending starting stopping cancelled"),
     ("grant refuse rel0 rel1", false, "pending starting stopping pending"),
     ("grant commit late rel0 rel1", false, "pending starting stopping pending"),
@@ -150,7 +155,8 @@ fn an_end_is_final() {
         "grant commit run boot0 term1",
         "grant commit run cancel term0 term1",
     ];
-    let after = "cancel ok0 ok1 bad0 term1 commit run limit refuse late rel0 boot1 rel1 lapse0 boot0";
+    let after =
+        "cancel ok0 ok1 bad0 term1 commit run limit refuse late rel0 boot1 rel1 lapse0 boot0";
     for ending in endings {
         let mut story = Story::with_nodes(2, 8);
         story.submit(spec(2, 8));

@@ -24,14 +24,14 @@ impl World {
             return;
         }
         let fresh = self.draw_session();
-        let kept = self.machines[node].last_session.filter(|_| self.is_planted(Planted::SameSession));
+        let kept =
+            self.machines[node].last_session.filter(|_| self.is_planted(Planted::SameSession));
         let session = kept.unwrap_or(fresh);
         self.lives += 1;
         let life = self.lives;
         let machine = &mut self.machines[node];
         machine.last_session = Some(session);
-        machine.agent =
-            Some(Agent { session, conn: None, term: None, answered: self.now, life });
+        machine.agent = Some(Agent { session, conn: None, term: None, answered: self.now, life });
         // What was being prepared is begun anew when it is asked for again.
         machine.disk.records.retain(|_, r| r.phase != Phase::Preparing);
         let ended: Vec<AttemptId> = machine
@@ -230,7 +230,8 @@ impl World {
         }
         let record = self.machines[node].disk.records.get_mut(&attempt).expect("it was there");
         (record.phase, record.waits_for_grant) = (Phase::Running, false);
-        let (gpus, ranks, spec) = (record.gpus().to_vec(), record.ranks(), Arc::clone(&record.spec));
+        let (gpus, ranks, spec) =
+            (record.gpus().to_vec(), record.ranks(), Arc::clone(&record.spec));
         for rank in ranks {
             let (length, end) = fate(&spec, attempt, rank);
             self.runs += 1;

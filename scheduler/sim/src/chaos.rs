@@ -6,12 +6,14 @@ use tessera_core::door;
 use tessera_core::event::Event;
 use tessera_model::topology::Topology;
 use tessera_model::{
-    Bytes, Gang, GpuCondition, JobId, JobSpec, Millis, Principal, Program, ProjectId, Refusal, Role,
-    Strength, TeamId, UserId, Within,
+    Bytes, Gang, GpuCondition, JobId, JobSpec, Millis, Principal, Program, ProjectId, Refusal,
+    Role, Strength, TeamId, UserId, Within,
 };
 
+use crate::faults::Planted;
+use crate::machine::ConnId;
 use crate::promises::Truth;
-use crate::world::{Happening, World};
+use crate::world::{Happening, Message, World};
 use crate::writer::{Doom, Taken};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +70,10 @@ impl World {
             let (_, events) = asked.expect("an admin may create a team");
             self.take_in(events);
         }
-        let mut topology =
-            Topology { levels: vec!["block".to_owned(), "leaf".to_owned()], nodes: BTreeMap::new() };
+        let mut topology = Topology {
+            levels: vec!["block".to_owned(), "leaf".to_owned()],
+            nodes: BTreeMap::new(),
+        };
         for i in 0..self.machines.len() {
             // One node in eight is on no map.
             let (block, leaf) = (self.rng.below(2), self.rng.below(2));
@@ -174,6 +178,9 @@ impl World {
     }
 
     fn kill_agent(&mut self, node: usize) {
+        if self.misfortune(self.faults.slow_percent * 5) {
+            self.leave_hello_behind(node);
+        }
         if self.machines[node].agent.take().is_some() {
             // One in eight stays away for longer than a lease.
             let wait = match self.rng.below(8) {
@@ -184,16 +191,30 @@ impl World {
         }
     }
 
+    /// A hello that the agent has handed to its kernel arrives when the agent is dead, perhaps after
+    /// its successor's.
+    fn leave_hello_behind(&mut self, node: usize) {
+        let machine = &self.machines[node];
+        let Some(session) = machine.agent.as_ref().map(|a| a.session) else { return };
+        let hello = Box::new(machine.hello(session, self.planted == Some(Planted::HidesRunning)));
+        self.conns += 1;
+        let (conn, reign) = (ConnId(self.conns), self.scheduler.reign);
+        let wait = self.rng.between(1_000, 40_000);
+        self.plan(wait, Happening::Up { node, conn, reign, message: Message::Hello(hello) });
+    }
+
     /// Power off. False where it was off already.
     fn take_down(&mut self, node: usize, disk_lost: bool) -> bool {
+        let lose_gpu = self.misfortune(self.faults.gpu_missing_percent);
         let machine = &mut self.machines[node];
         if !machine.powered {
             return false;
         }
-        for process in machine.reboot(node, disk_lost) {
+        let gpu_missing = lose_gpu && machine.inventory.gpus.len() > 1;
+        for process in machine.reboot(node, disk_lost, gpu_missing) {
             self.promises.truth.insert(process, Truth::Vanished);
         }
-        for gpu in &machine.inventory.gpus {
+        for gpu in machine.inventory.gpus.iter().chain(&machine.missing) {
             self.promises.squatted.remove(&gpu.id);
         }
         let id = machine.id.clone();
@@ -230,7 +251,8 @@ impl World {
             self.plan(5_000, Happening::Uncordon { node });
             return;
         }
-        for gpu in &self.machines[node].inventory.gpus {
+        let machine = &self.machines[node];
+        for gpu in machine.inventory.gpus.iter().chain(&machine.missing) {
             self.promises.squatted.remove(&gpu.id);
         }
         let operator = person("sre", Role::Operator, &[]);
@@ -381,7 +403,9 @@ impl World {
                 tasks_per_node: *rng.pick(&[1, 1, 2]),
                 cpus_per_task: *rng.pick(&[1, 2, 4]),
                 memory_per_node: Bytes::gib(*rng.pick(&[0, 0, 32, 200])),
-                gpu_model: rng.pick(&[None, None, None, Some("H100"), Some("a100")]).map(str::to_owned),
+                gpu_model: rng
+                    .pick(&[None, None, None, Some("H100"), Some("a100")])
+                    .map(str::to_owned),
             },
             within,
             priority: *rng.pick(&[0, 0, 0, 5, -5]),

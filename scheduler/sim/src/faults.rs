@@ -10,6 +10,8 @@ pub struct Faults {
     pub node_reboot: u64,
     /// Of those reboots, how many come back with an empty disk.
     pub disk_lost_percent: u32,
+    /// Of those reboots, how many come back without one of their GPUs, until the next.
+    pub gpu_missing_percent: u32,
     /// A node dies and never returns; at most a third of them do.
     pub node_gone: u64,
     /// The scheduler is killed, before or after a commit, and comes back from its journal.
@@ -42,6 +44,7 @@ impl Faults {
         agent_kill: 0,
         node_reboot: 0,
         disk_lost_percent: 0,
+        gpu_missing_percent: 0,
         node_gone: 0,
         scheduler_crash: 0,
         gpu_lost: 0,
@@ -62,6 +65,7 @@ impl Faults {
         agent_kill: 600_000,
         node_reboot: 1_800_000,
         disk_lost_percent: 5,
+        gpu_missing_percent: 5,
         node_gone: 0,
         scheduler_crash: 900_000,
         gpu_lost: 900_000,
@@ -82,6 +86,7 @@ impl Faults {
         agent_kill: 60_000,
         node_reboot: 180_000,
         disk_lost_percent: 30,
+        gpu_missing_percent: 30,
         node_gone: 3_000_000,
         scheduler_crash: 120_000,
         gpu_lost: 240_000,

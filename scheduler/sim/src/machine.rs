@@ -26,6 +26,8 @@ pub struct Machine {
     pub disk: Disk,
     pub processes: BTreeMap<(AttemptId, u32), Process>,
     pub conditions: BTreeMap<GpuId, GpuCondition>,
+    /// The GPU that did not come back from the last reboot.
+    pub missing: Option<Gpu>,
     pub powered: bool,
     pub gone: bool,
     pub boots: u64,
@@ -149,6 +151,7 @@ impl Machine {
             disk: Disk::default(),
             processes: BTreeMap::new(),
             conditions: BTreeMap::new(),
+            missing: None,
             powered: true,
             gone: false,
             boots: 0,
@@ -161,7 +164,16 @@ impl Machine {
 
     /// Everything stops. What the shims had not written down is not known afterwards. Gives the
     /// processes that vanished.
-    pub fn reboot(&mut self, index: usize, disk_lost: bool) -> Vec<(AttemptId, u32)> {
+    pub fn reboot(
+        &mut self,
+        index: usize,
+        disk_lost: bool,
+        gpu_missing: bool,
+    ) -> Vec<(AttemptId, u32)> {
+        self.inventory.gpus.extend(self.missing.take());
+        if gpu_missing {
+            self.missing = self.inventory.gpus.pop();
+        }
         self.powered = false;
         self.agent = None;
         self.boots += 1;

@@ -67,7 +67,13 @@ impl Promises {
 
 impl World {
     /// P2, P3, P7: asked of the processes at the moment one starts.
-    pub(crate) fn check_start(&mut self, node: usize, attempt: AttemptId, rank: u32, gpus: &[GpuId]) {
+    pub(crate) fn check_start(
+        &mut self,
+        node: usize,
+        attempt: AttemptId,
+        rank: u32,
+        gpus: &[GpuId],
+    ) {
         let mut found = Vec::new();
         for machine in &self.machines {
             for ((other, other_rank), process) in &machine.processes {
@@ -102,7 +108,10 @@ impl World {
             for gpu in &place.gpus {
                 let user = machine.processes.iter().find(|(_, p)| p.gpus.contains(gpu));
                 if let Some(((user, _), _)) = user {
-                    found.push(format!("P4: {gpu} is given to {} while {user} uses it", lease.attempt));
+                    found.push(format!(
+                        "P4: {gpu} is given to {} while {user} uses it",
+                        lease.attempt
+                    ));
                 }
                 if self.promises.squatted.contains(gpu) {
                     found.push(format!("P4: {gpu} is given out although something else uses it"));
@@ -201,8 +210,15 @@ fn false_outcome(
         (JobState::Cancelled, _) if !world.promises.cancelled.contains(&job.id) => {
             Some("nobody asked for that".to_owned())
         }
-        (JobState::Failed | JobState::Cancelled, Some(code)) => (!some_rank_has(code) || code == 0)
-            .then(|| format!("with code {code}, but its ranks: {ends:?}")),
+        // Told to stop, and it left with 0: that is its code, and no success.
+        (JobState::Failed | JobState::Cancelled, Some(0)) => {
+            let told = job.state == JobState::Cancelled || job.outcome.contains("time limit");
+            let well = ends.iter().all(|t| code_of(t) == Some(0));
+            (!told || !well).then(|| format!("with code 0, but its ranks: {ends:?}"))
+        }
+        (JobState::Failed | JobState::Cancelled, Some(code)) => {
+            (!some_rank_has(code)).then(|| format!("with code {code}, but its ranks: {ends:?}"))
+        }
         (JobState::Failed, None) => {
             let said = ["given up", "time limit"].iter().any(|w| job.outcome.contains(w));
             (!said).then(|| format!("without a code: {}", job.outcome))
@@ -255,9 +271,10 @@ fn stuck(world: &World, job: &Job) -> Option<String> {
             // It may only hang on a node that never came back.
             let attempt = job.attempt.and_then(|a| cluster.jobs.attempts.get(&a));
             let on_gone = attempt.is_some_and(|a| {
-                a.lease.places.iter().any(|p| {
-                    a.holds(&p.node) && world.machines[world.index[&p.node]].gone
-                })
+                a.lease
+                    .places
+                    .iter()
+                    .any(|p| a.holds(&p.node) && world.machines[world.index[&p.node]].gone)
             });
             (!on_gone).then(|| "and nothing is in its way".to_owned())
         }
@@ -281,8 +298,7 @@ fn room(world: &World, gang: &Gang, level: Option<&str>, ideal: bool) -> u32 {
                 && (ideal || (node.condition(&g.id).is_healthy() && !node.held.contains_key(&g.id)))
         });
         let usable = usable.count();
-        let (cpus, memory) =
-            if ideal { (0, 0) } else { (node.cpus_held, node.memory_held.0) };
+        let (cpus, memory) = if ideal { (0, 0) } else { (node.cpus_held, node.memory_held.0) };
         let up = node.state == NodeState::Up && node.cordon.is_none();
         let fits = (ideal || up)
             && usable >= gang.gpus_per_node as usize
@@ -312,12 +328,22 @@ fn accounts(world: &World) -> Vec<String> {
     let now = world.now();
     let timeline: &Timeline = &world.cluster().timeline;
     let open: Vec<Interval> = timeline.open_until(now).collect();
+    let absent = absent(world);
     let mut ends: BTreeMap<&GpuId, UnixMillis> = BTreeMap::new();
     let mut charged: BTreeMap<AttemptId, u64> = BTreeMap::new();
     for interval in world.scheduler.closed.iter().chain(&open) {
         let before = ends.insert(&interval.gpu, interval.end);
-        if before.is_some_and(|b| b != interval.start) || interval.start >= interval.end {
-            lines.push(format!("P9: {} has a gap or an overlap at {}", interval.gpu, interval.start));
+        // A life may end and another begin only while the node does not list the GPU.
+        let away = |from: UnixMillis| {
+            let spans = absent.get(&interval.gpu).into_iter().flatten();
+            spans.into_iter().any(|(a, b)| *a <= from && interval.start <= *b)
+        };
+        let torn = before.is_some_and(|b| b > interval.start || (b < interval.start && !away(b)));
+        if torn || interval.start >= interval.end {
+            lines.push(format!(
+                "P9: {} has a gap or an overlap at {}",
+                interval.gpu, interval.start
+            ));
         }
         if let UsageClass::Allocated { attempt, .. } = interval.class {
             *charged.entry(attempt).or_default() += interval.end.since(interval.start).0;
@@ -332,6 +358,31 @@ fn accounts(world: &World) -> Vec<String> {
     }
     lines.extend(charged.keys().map(|a| format!("P9: attempt {a} is charged and held nothing")));
     lines
+}
+
+/// When each GPU was missing in its node's inventory.
+fn absent(world: &World) -> BTreeMap<GpuId, Vec<(UnixMillis, UnixMillis)>> {
+    let mut absent: BTreeMap<GpuId, Vec<(UnixMillis, UnixMillis)>> = BTreeMap::new();
+    let mut seen: BTreeMap<NodeId, BTreeMap<GpuId, Option<UnixMillis>>> = BTreeMap::new();
+    for stamped in world.journal() {
+        let (Event::NodeUp { inventory, .. } | Event::InventoryChanged { inventory }) =
+            &stamped.event
+        else {
+            continue;
+        };
+        let gpus = seen.entry(inventory.node.clone()).or_default();
+        for gpu in &inventory.gpus {
+            if let Some(Some(since)) = gpus.insert(gpu.id.clone(), None) {
+                absent.entry(gpu.id.clone()).or_default().push((since, stamped.at));
+            }
+        }
+        for (_, since) in
+            gpus.iter_mut().filter(|(g, _)| inventory.gpus.iter().all(|i| i.id != **g))
+        {
+            since.get_or_insert(stamped.at);
+        }
+    }
+    absent
 }
 
 /// GPU-milliseconds of each lease, counted from the journal alone.

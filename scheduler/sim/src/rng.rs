@@ -69,8 +69,7 @@ mod tests {
     #[test]
     fn numbers_stay_in_their_bounds_and_reach_both_ends() {
         let mut rng = Rng::new(1);
-        let seen: std::collections::BTreeSet<u64> =
-            (0..1_000).map(|_| rng.between(3, 6)).collect();
+        let seen: std::collections::BTreeSet<u64> = (0..1_000).map(|_| rng.between(3, 6)).collect();
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [3, 4, 5, 6]);
         assert_eq!(rng.below(0), 0);
     }

@@ -365,6 +365,11 @@ impl World {
         }
         // On a stream that its agent has closed, what is under way may arrive or not; but nothing
         // arrives behind a piece that did not.
+        // What a kernel had not sent goes down with its machine.
+        let boot = &self.machines[node].inventory.boot;
+        if matches!(&message, Message::Hello(hello) if hello.inventory.boot != *boot) {
+            return;
+        }
         let closed = self.machines[node].agent.as_ref().is_none_or(|a| a.conn != Some(conn));
         if closed && self.rng.chance(30) {
             self.torn.insert(conn);
@@ -375,13 +380,7 @@ impl World {
         self.scheduler_hears(node, conn, message);
     }
 
-    fn order_arrives(
-        &mut self,
-        node: usize,
-        conn: Option<ConnId>,
-        epoch: Epoch,
-        order: Order,
-    ) {
+    fn order_arrives(&mut self, node: usize, conn: Option<ConnId>, epoch: Epoch, order: Order) {
         let machine = &self.machines[node];
         if conn.is_some() && machine.link.down_cut_until > self.now {
             let at = machine.link.down_cut_until + 1;
@@ -395,8 +394,8 @@ impl World {
         self.agent_obeys(node, epoch, order);
     }
 
-    /// Sessions are drawn at random and are never 0.
+    /// Sessions of a node grow with its clock.
     pub(crate) fn draw_session(&mut self) -> SessionId {
-        SessionId(self.rng.word() | 1)
+        SessionId((self.now << 20) + self.rng.between(1, 1 << 19))
     }
 }

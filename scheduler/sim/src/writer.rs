@@ -95,7 +95,8 @@ impl World {
         let snapshot = Snapshot::of(&self.scheduler.cluster, self.now());
         let decision = decide(&snapshot);
         for (job, chosen) in &decision.start {
-            let Some(lease) = decide::lease(&self.scheduler.cluster, &snapshot, *job, chosen) else {
+            let Some(lease) = decide::lease(&self.scheduler.cluster, &snapshot, *job, chosen)
+            else {
                 self.promises.broken(self.now, format!("job {job} starts but does not exist"));
                 continue;
             };

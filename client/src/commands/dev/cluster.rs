@@ -166,7 +166,6 @@ impl Cluster {
         }
         self.wait_until_up(screen).await?;
         let (_, api) = self.admin()?;
-        seed::teams(api, &[("dev", "For trying things out")]).await?;
         seed::prices(api).await?;
         self.register()
     }
@@ -176,6 +175,7 @@ impl Cluster {
         self.folder.make_state(node)?;
         let mut command = self.programs.command("tessera-nvml-sim");
         command.arg("init").arg(&gpu).args(["--preset", &self.plan.preset, "--name", node]);
+        command.arg("--seed").arg(seed_of(&self.folder.path).to_string());
         Ok(async { run_to_end("tessera-nvml-sim", command).await.map(|_| ()) })
     }
 
@@ -442,4 +442,14 @@ mod tests {
         assert!(failure.hint.contains("--port"));
         assert_eq!(check_port(0), Ok(()));
     }
+}
+
+/// Simulated GPUs are told apart by their UUIDs, which follow from a seed: two clusters on one
+/// machine must not share any.
+fn seed_of(folder: &Path) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    folder.hash(&mut hasher);
+    // The scenario file holds whole numbers up to 2^63.
+    hasher.finish() >> 1
 }

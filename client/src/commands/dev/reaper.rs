@@ -29,8 +29,8 @@ pub async fn run(folder: &Path, remove: bool) -> Outcome<u8> {
 
 async fn reap(folder: &Path, remove: bool) {
     // Whoever holds the lock is a living cluster, perhaps a new one in the same folder: it is not
-    // ours to end.
-    let Ok(_lock) = folder::lock(folder) else { return };
+    // ours to end. A child that dev was just starting when it died may hold it for a moment more.
+    let Some(_lock) = lock_soon(folder).await else { return };
     for _ in 0..ROUNDS {
         end_tasks(folder).await;
         tokio::time::sleep(ROUND).await;
@@ -38,6 +38,16 @@ async fn reap(folder: &Path, remove: bool) {
     if remove {
         let _ = fs::remove_dir_all(folder);
     }
+}
+
+async fn lock_soon(folder: &Path) -> Option<fs::File> {
+    for _ in 0..ROUNDS {
+        if let Ok(lock) = folder::lock(folder) {
+            return Some(lock);
+        }
+        tokio::time::sleep(ROUND).await;
+    }
+    None
 }
 
 /// Ends the tasks of all nodes that lie in the folder; one that is resumed may hold more of them

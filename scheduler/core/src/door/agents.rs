@@ -11,6 +11,7 @@ use tessera_model::{
 use crate::cluster::Cluster;
 use crate::event::{Event, StopWhy, WriteOffWhy};
 use crate::job_table::{Attempt, Phase};
+use crate::node_table::Node;
 use crate::order::{Order, STOP_GRACE};
 
 /// The first word of an agent on a new connection.
@@ -97,9 +98,10 @@ fn same(a: &str, b: &str) -> bool {
 pub fn hello(cluster: &Cluster, now: UnixMillis, hello: &Hello) -> Greeting {
     let node = &hello.inventory.node;
     let mut greeting = Greeting::default();
-    if cluster.nodes.get(node).is_some_and(|n| n.past_sessions.contains(&hello.session)) {
-        // Written by an agent that is dead by now, and late: its successor was here before. What it
-        // does not name may well be running.
+    let over = |n: &Node| n.inventory.boot == hello.inventory.boot && hello.session < n.session;
+    if cluster.nodes.get(node).is_some_and(over) {
+        // Written by an agent that is dead by now, and late: the kernel goes on sending what a dead
+        // process has written. What it does not name may well be running under its successor.
         return greeting;
     }
     let mut adopted = Vec::new();

@@ -1,1 +1,0 @@
-//! Speed and memory, each as a ratio against a baseline of the same run.
