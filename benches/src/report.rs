@@ -99,7 +99,7 @@ impl Report {
         let m = &self.machine;
         let memory = m.memory_mib.map_or("unknown".to_owned(), |mib| format!("{} GiB", mib >> 10));
         let mut rows: Vec<[String; 5]> =
-            vec![["BENCH", "WHAT", "", "BASELINE", "RATIO"].map(str::to_owned)];
+            vec![["BENCH", "WHAT", "VALUE", "BASELINE", "RATIO"].map(str::to_owned)];
         for f in &self.figures {
             let (base, ratio) = match &f.baseline {
                 None => (String::new(), String::new()),

@@ -55,3 +55,28 @@ fn a_lost_gpu_is_taken_out_and_its_node_goes_on() {
     }
     assert!(!report.lines.iter().any(|l| l.keys == [uuids[5].as_str(), "failed"]));
 }
+
+#[test]
+fn a_job_whose_gpu_falls_off_the_bus_ends_and_gives_the_others_back() {
+    let cluster = Cluster::start(ClusterSpec::nodes(1));
+    let admin = cluster.admin();
+    let all = v1::JobSpec {
+        gpus_per_node: 8,
+        ..cluster.sh("while [ ! -e go ]; do sleep 0.1; done; exit 9")
+    };
+    let job = admin.submit(all);
+    admin.wait_running(job);
+    cluster.machine(0, "fault", &["lost", "--gpu", "1"]);
+    until("the loss to be seen", || match admin.condition("n0", 1).as_str() {
+        "lost" | "xid" => Ok(()),
+        word => Err(word.to_owned()),
+    });
+    assert_eq!(admin.job(job).state(), JobState::Running, "it may yet save what it has");
+    std::fs::write(cluster.work().join("go"), "").unwrap();
+    let job = admin.wait(job);
+    assert_eq!((job.state(), job.exit_code), (JobState::Failed, Some(9)));
+    let seven = admin.submit(v1::JobSpec { gpus_per_node: 7, ..cluster.sh("true") });
+    assert_eq!(admin.wait(seven).state(), JobState::Succeeded);
+    let eight = admin.submit(v1::JobSpec { gpus_per_node: 8, ..cluster.sh("true") });
+    assert!(!admin.explain_job(eight).ladder.iter().all(|r| r.holds));
+}

@@ -6,8 +6,10 @@
 
 mod agent_kill; // 32 tasks outlive their agent
 mod bad_input; // every refusal says what and what next
+mod dev; // a cluster without a flag
 mod disk_full; // nothing acknowledged is lost, and it goes on
 mod drain; // nodes that are wanted empty
+mod ends; // exact codes, signals and reasons; nothing is left on a GPU
 mod gang; // ranks, rendezvous, own GPUs only
 mod gpu_lost; // one GPU is taken out, its node goes on
 mod hang; // one hung call stalls nothing

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tessera_proto::v1;
 
+use crate::audit;
 use crate::binaries::Binaries;
 use crate::person::Person;
 use crate::process::{Process, tail};
@@ -447,6 +448,23 @@ impl Cluster {
         run(command)
     }
 
+    /// What no story may leave: see [`audit`].
+    fn broken_promises(&self) -> Vec<String> {
+        let mut broken: Vec<String> = (1..=self.lives)
+            .flat_map(|life| audit::panics(&self.dir.join(format!("scheduler.{life}.log"))))
+            .collect();
+        for node in &self.nodes {
+            broken.extend(audit::panics(&self.dir.join(&node.name).join("agent.log")));
+            for task in sweep::tasks(&node.state) {
+                broken.extend(audit::panics(&task.join("shim.log")));
+            }
+        }
+        if let (Some(_), Some(admin)) = (&self.scheduler, &self.admin) {
+            broken.extend(audit::broken_promises(&self.database(), admin));
+        }
+        broken
+    }
+
     fn print_logs(&self) {
         for life in 1..=self.lives {
             let log = self.dir.join(format!("scheduler.{life}.log"));
@@ -471,7 +489,9 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        let told_well = !std::thread::panicking();
+        let broken = if told_well { self.broken_promises() } else { Vec::new() };
+        if !told_well || !broken.is_empty() {
             self.print_logs();
         }
         self.scheduler = None;
@@ -482,6 +502,7 @@ impl Drop for Cluster {
         } else if let Err(error) = fs::remove_dir_all(&self.dir) {
             eprintln!("could not remove {}: {error}", self.dir.display());
         }
+        assert!(broken.is_empty(), "broken promises:\n{}", broken.join("\n"));
     }
 }
 

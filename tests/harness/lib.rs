@@ -6,6 +6,7 @@
 //!
 //! Many clusters can run at once: each has a folder, a port and GPU UUIDs of its own.
 
+mod audit; // what must hold at the end of every story
 mod binaries; // where the programs are
 mod cluster; // the parts of a cluster, and what one does to them
 mod person; // somebody with a token, who asks by gRPC
@@ -14,7 +15,7 @@ pub mod sweep; // leaves nothing behind
 mod wait; // for an event, never for a time
 
 pub use binaries::Binaries;
-pub use cluster::{Cluster, ClusterSpec, Node, Said};
+pub use cluster::{Cluster, ClusterSpec, Node, Said, run};
 pub use person::{Line, Person};
 pub use process::Process;
 pub use wait::{PATIENCE, until, until_within};

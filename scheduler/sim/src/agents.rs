@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tessera_core::Order;
 use tessera_core::door::agents::Report;
-use tessera_model::{AttemptId, Epoch, JobSpec, Lease, TaskEnd};
+use tessera_model::{AttemptId, Epoch, GpuId, JobSpec, Lease, TaskEnd};
 
 use crate::faults::Planted;
 use crate::machine::{Agent, ConnId, PORT, Phase, Process, Record};
@@ -165,6 +165,8 @@ impl World {
             Some("the order is meant for another session")
         } else if machine.disk.tombstones.contains(&attempt) {
             Some("the attempt has ended here")
+        } else if self.is_claimed(node, attempt, &lease.places[place].gpus) {
+            Some("a GPU of it is in use here")
         } else if self.misfortune(self.faults.refuse_percent) {
             Some("the disk is full")
         } else {
@@ -192,6 +194,15 @@ impl World {
             self.rng.between(5, 800)
         };
         self.plan(wait, Happening::PrepareDone { node, life, attempt });
+    }
+
+    /// An agent gives no GPU away that another attempt has not given back, or that is in use. The
+    /// scheduler may not know yet: it wrote the other attempt off when its lease had lapsed.
+    fn is_claimed(&self, node: usize, attempt: AttemptId, gpus: &[GpuId]) -> bool {
+        let records = self.machines[node].disk.records.iter();
+        let mut others = records.filter(|(id, r)| **id != attempt && r.phase != Phase::Finished);
+        others.any(|(_, r)| r.gpus().iter().any(|g| gpus.contains(g)))
+            || gpus.iter().any(|g| self.promises.squatted.contains(g))
     }
 
     pub(crate) fn prepare_done(&mut self, node: usize, life: u64, attempt: AttemptId) {

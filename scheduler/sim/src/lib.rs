@@ -12,7 +12,8 @@
 //!
 //! - P1: an acknowledged job exists after every crash, and its key gives the same job again.
 //! - P2: never processes of two attempts of one job at the same time.
-//! - P3, P4: no GPU used by two attempts; none given out while something still runs on it.
+//! - P3, P4: no GPU used by two attempts; none given out while a process of another attempt is on it,
+//!   and nothing starts where something else still runs.
 //! - P6: a job's outcome is what its processes did, or it is lost and something did get lost.
 //! - P7: states move along the published graph, and what has ended starts nothing any more.
 //! - P8: once faults have stopped, every job ends or waits for a reason that is true.

@@ -88,6 +88,9 @@ impl World {
                 }
             }
         }
+        for gpu in gpus.iter().filter(|g| self.promises.squatted.contains(*g)) {
+            found.push(format!("P4: {attempt} starts on {gpu}, which something else uses"));
+        }
         if self.promises.truth.contains_key(&(attempt, rank)) {
             found.push(format!("P2: rank {rank} of attempt {attempt} starts a second time"));
         }
@@ -99,8 +102,16 @@ impl World {
         found.into_iter().for_each(|what| self.promises.broken(self.now, what));
     }
 
-    /// P4: what is given out is empty.
-    pub(crate) fn check_grant(&mut self, event: &Event) {
+    /// P2, P4: what is written off is dead, and what is given out is empty.
+    pub(crate) fn check_event(&mut self, event: &Event) {
+        if let Event::PlaceWrittenOff { attempt, node, why, .. } = event {
+            let machine = &self.machines[self.index[node]];
+            if machine.processes.keys().any(|(a, _)| a == attempt) {
+                let what =
+                    format!("P2: {attempt} is written off ({why:?}) while it runs on {node}");
+                self.promises.broken(self.now, what);
+            }
+        }
         let Event::LeaseGranted { lease } = event else { return };
         let mut found = Vec::new();
         for place in &lease.places {
@@ -112,9 +123,6 @@ impl World {
                         "P4: {gpu} is given to {} while {user} uses it",
                         lease.attempt
                     ));
-                }
-                if self.promises.squatted.contains(gpu) {
-                    found.push(format!("P4: {gpu} is given out although something else uses it"));
                 }
             }
         }

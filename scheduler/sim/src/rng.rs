@@ -34,7 +34,7 @@ impl Rng {
 
     /// `0..bound`; 0 when the bound is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { (u128::from(self.word()) * u128::from(bound) >> 64) as u64 }
+        if bound == 0 { 0 } else { ((u128::from(self.word()) * u128::from(bound)) >> 64) as u64 }
     }
 
     /// `low..=high`.

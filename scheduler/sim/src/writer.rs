@@ -79,7 +79,7 @@ impl World {
     }
 
     fn commit(&mut self, event: Event) {
-        self.check_grant(&event);
+        self.check_event(&event);
         let stamped = Stamped { at: self.now(), event };
         self.scheduler.cluster.apply(&stamped);
         self.scheduler.journal.push(stamped);

@@ -40,7 +40,7 @@ fn in_a_world_without_faults_everything_ends_well() {
 
 #[test]
 fn promises_hold_under_mild_faults() {
-    for seed in seeds(60) {
+    for seed in seeds(30) {
         let broken = broken(seed, Faults::MILD, None, Millis::from_secs(3_600));
         assert_eq!(broken, "", "seed {seed}");
     }
@@ -48,7 +48,7 @@ fn promises_hold_under_mild_faults() {
 
 #[test]
 fn promises_hold_under_harsh_faults() {
-    for seed in seeds(100) {
+    for seed in seeds(60) {
         let broken = broken(seed, Faults::HARSH, None, Millis::from_secs(1_800));
         assert_eq!(broken, "", "seed {seed}");
     }

@@ -1,0 +1,81 @@
+//! What must hold at the end of every story, whatever it was about.
+//!
+//! In: a living cluster's database, logs and status. Out: the promises that were broken, in words.
+
+use std::fs;
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+use tessera_proto::v1;
+
+use crate::person::Person;
+
+/// Each query lists the offenders; its words say what they broke.
+const PROMISES: [(&str, &str); 5] = [
+    (
+        "a GPU was held by two leases at once",
+        "SELECT a.gpu || ' by ' || a.attempt || ' and ' || b.attempt FROM lease_gpus a, lease_gpus b
+         WHERE a.gpu = b.gpu AND a.attempt < b.attempt
+         AND a.granted_at_unix_ms < coalesce(b.released_at_unix_ms, 9e18)
+         AND b.granted_at_unix_ms < coalesce(a.released_at_unix_ms, 9e18)",
+    ),
+    (
+        "a GPU's time has a gap or is counted twice",
+        "SELECT gpu || ' from ' || end_unix_ms || ' to ' || next FROM (
+           SELECT gpu, end_unix_ms, lead(start_unix_ms) OVER (PARTITION BY gpu ORDER BY start_unix_ms) AS next
+           FROM usage_intervals) WHERE next IS NOT NULL AND next <> end_unix_ms",
+    ),
+    (
+        "a team pays for what its job did not hold",
+        "SELECT u.attempt || ' on ' || u.gpu || ' from ' || u.start_unix_ms FROM usage_intervals u
+         WHERE u.attempt IS NOT NULL AND NOT EXISTS (
+           SELECT 1 FROM lease_gpus l WHERE l.attempt = u.attempt AND l.gpu = u.gpu
+           AND l.granted_at_unix_ms <= u.start_unix_ms
+           AND u.end_unix_ms <= coalesce(l.released_at_unix_ms, 9e18))",
+    ),
+    (
+        "a job has two live attempts",
+        "SELECT 'job ' || substr(attempt, 1, instr(attempt, '.') - 1) FROM (
+           SELECT DISTINCT attempt FROM lease_gpus WHERE released_at_unix_ms IS NULL)
+         GROUP BY 1 HAVING count(*) > 1",
+    ),
+    (
+        "the journal has a hole",
+        "SELECT 'after ' || revision FROM (
+           SELECT revision, lead(revision) OVER (ORDER BY revision) AS next FROM journal)
+         WHERE next IS NOT NULL AND next <> revision + 1",
+    ),
+];
+
+pub fn broken_promises(database: &Path, admin: &Person) -> Vec<String> {
+    let mut broken =
+        in_the_database(database).unwrap_or_else(|e| vec![format!("{}: {e}", database.display())]);
+    match admin.once(async { admin.admin().status(v1::StatusRequest {}).await }) {
+        Ok(status) if status.placements_refused > 0 => {
+            broken.push(format!("the verifier refused {} placements", status.placements_refused));
+        }
+        Ok(_) => {}
+        Err(no) => broken.push(format!("the scheduler has no status: {no}")),
+    }
+    broken
+}
+
+fn in_the_database(path: &Path) -> rusqlite::Result<Vec<String>> {
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    db.busy_timeout(std::time::Duration::from_secs(10))?;
+    let mut broken = Vec::new();
+    for (promise, query) in PROMISES {
+        let mut query = db.prepare(query)?;
+        for offender in query.query_map([], |row| row.get::<_, String>(0))? {
+            broken.push(format!("{promise}: {}", offender?));
+        }
+    }
+    Ok(broken)
+}
+
+/// Lines in which a program of ours says that it broke.
+pub fn panics(log: &Path) -> Vec<String> {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines = text.lines().filter(|line| line.contains("panicked at"));
+    lines.map(|line| format!("{}: {line}", log.display())).collect()
+}
