@@ -320,6 +320,18 @@ impl Writer {
             Message::Hello(hello, orders, reply) => {
                 let (node, session) = (hello.inventory.node.clone(), hello.session);
                 let greeting = door::hello(&self.cluster, now, &hello);
+                if greeting.events.is_empty() {
+                    let refusal = Refusal::new(
+                        RefusalKind::Precondition,
+                        "session",
+                        format!("node {node} has said hello in a newer session"),
+                        "the agent that was started last goes on; end this one",
+                    );
+                    batch.replies.push(Box::new(move |committed| {
+                        let _ = reply.send(Err(committed.err().unwrap_or(refusal)));
+                    }));
+                    return Ok(());
+                }
                 self.record_all(greeting.events, batch)?;
                 for report in greeting.then {
                     let events = door::report(&mut self.cluster, now, &node, session, report);
@@ -483,6 +495,8 @@ impl Writer {
         let cluster = self.store.load()?;
         let now = self.clock.now(cluster.now);
         self.cluster = cluster.restored(now);
+        // Nobody could answer while the disk was full, so launches get their whole time again.
+        self.cluster.epoch_at = now;
         self.decide_at = Some(Instant::now());
         Ok(())
     }

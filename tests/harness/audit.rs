@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 use tessera_proto::v1;
@@ -48,8 +49,12 @@ const PROMISES: [(&str, &str); 5] = [
 ];
 
 pub fn broken_promises(database: &Path, admin: &Person) -> Vec<String> {
-    let mut broken =
-        in_the_database(database).unwrap_or_else(|e| vec![format!("{}: {e}", database.display())]);
+    let open = || {
+        let db = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        db.busy_timeout(Duration::from_secs(10))?;
+        in_the_database(&db)
+    };
+    let mut broken = open().unwrap_or_else(|e| vec![format!("{}: {e}", database.display())]);
     match admin.once(async { admin.admin().status(v1::StatusRequest {}).await }) {
         Ok(status) if status.placements_refused > 0 => {
             broken.push(format!("the verifier refused {} placements", status.placements_refused));
@@ -60,9 +65,7 @@ pub fn broken_promises(database: &Path, admin: &Person) -> Vec<String> {
     broken
 }
 
-fn in_the_database(path: &Path) -> rusqlite::Result<Vec<String>> {
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    db.busy_timeout(std::time::Duration::from_secs(10))?;
+fn in_the_database(db: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut broken = Vec::new();
     for (promise, query) in PROMISES {
         let mut query = db.prepare(query)?;
@@ -78,4 +81,48 @@ pub fn panics(log: &Path) -> Vec<String> {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines = text.lines().filter(|line| line.contains("panicked at"));
     lines.map(|line| format!("{}: {line}", log.display())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLES: &str = "
+        CREATE TABLE journal (revision INTEGER PRIMARY KEY);
+        CREATE TABLE lease_gpus (attempt TEXT, gpu TEXT, granted_at_unix_ms INTEGER, released_at_unix_ms INTEGER);
+        CREATE TABLE usage_intervals (gpu TEXT, start_unix_ms INTEGER, end_unix_ms INTEGER, attempt TEXT);
+        INSERT INTO journal VALUES (1), (2), (3);
+        INSERT INTO lease_gpus VALUES ('1.1', 'a', 10, 20), ('2.1', 'a', 20, NULL), ('1.2', 'b', 30, NULL);
+        INSERT INTO usage_intervals VALUES ('a', 0, 10, NULL), ('a', 10, 20, '1.1'), ('b', 0, 30, NULL);";
+
+    #[test]
+    fn each_broken_promise_is_found_and_only_that_one() {
+        let cases = [
+            ("", None),
+            ("INSERT INTO lease_gpus VALUES ('3.1', 'a', 15, 18)", Some("held by two leases")),
+            ("INSERT INTO lease_gpus VALUES ('3.1', 'b', 40, NULL)", Some("held by two leases")),
+            ("INSERT INTO usage_intervals VALUES ('a', 21, 30, NULL)", Some("a gap")),
+            (
+                "INSERT INTO usage_intervals VALUES ('a', 19, 30, NULL)",
+                Some("a gap or is counted twice"),
+            ),
+            ("INSERT INTO usage_intervals VALUES ('b', 30, 40, '1.1')", Some("a team pays")),
+            ("INSERT INTO usage_intervals VALUES ('b', 30, 40, '1.2')", None),
+            ("INSERT INTO lease_gpus VALUES ('2.2', 'c', 40, NULL)", Some("two live attempts")),
+            ("INSERT INTO journal VALUES (5)", Some("a hole")),
+        ];
+        for (change, want) in cases {
+            let db = Connection::open_in_memory().unwrap();
+            db.execute_batch(TABLES).unwrap();
+            db.execute_batch(change).unwrap();
+            let found = in_the_database(&db).unwrap();
+            match want {
+                None => assert!(found.is_empty(), "{change}: {found:?}"),
+                Some(want) => {
+                    assert!(!found.is_empty(), "{change}: {want} is not found");
+                    assert!(found.iter().all(|f| f.contains(want)), "{change}: {found:?}");
+                }
+            }
+        }
+    }
 }
