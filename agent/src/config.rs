@@ -353,6 +353,21 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_file_explains_every_setting_and_is_right() {
+        use clap::CommandFactory;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent.toml");
+        let sample = include_str!("../../deploy/config/agent.toml");
+        std::fs::write(&file, sample).unwrap();
+        Settings::resolve(RunFlags { config: Some(file), ..flags(dir.path()) }).unwrap();
+        for flag in Cli::command().get_arguments().filter_map(|a| a.get_long()) {
+            let name = flag.replace('-', "_");
+            let told = sample.contains(&format!("{name} = "));
+            assert!(told || ["config", "help", "version"].contains(&flag), "{name} is missing");
+        }
+    }
+
+    #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("agent.toml");

@@ -313,6 +313,17 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_file_explains_every_setting_and_is_right() {
+        let sample = include_str!("../../deploy/config/scheduler.toml");
+        merge(flags(&[]), parse_file(sample).unwrap()).unwrap();
+        for flag in Settings::command().get_arguments().filter_map(|a| a.get_long()) {
+            let name = flag.replace('-', "_");
+            let told = sample.contains(&format!("{name} = "));
+            assert!(told || ["config", "help", "version"].contains(&flag), "{name} is missing");
+        }
+    }
+
+    #[test]
     fn flags_go_before_the_file_and_the_file_before_our_choice() {
         let file = parse_file(
             "data = '/f'\nlisten = '127.0.0.1:1'\nheartbeat_ms = 1000\nserver_name = ['h']\ndev = true\nlog_format = 'json'",

@@ -375,6 +375,14 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_map_is_right() {
+        let map = parse(include_str!("../../deploy/config/topology.toml")).unwrap();
+        let path = &map.nodes[&NodeId::parse("gpu-a16").unwrap()];
+        assert_eq!(path[..], ["block-a", "leaf-1"]);
+        assert_eq!(map.nodes.len(), 48);
+    }
+
+    #[test]
     fn maps_are_read() {
         for (text, want) in [
             (

@@ -6,6 +6,7 @@
 
 mod agent_kill; // 32 tasks outlive their agent
 mod bad_input; // every refusal says what and what next
+mod deploy; // the units and what systemd says of them
 mod dev; // a cluster without a flag
 mod disk_full; // nothing acknowledged is lost, and it goes on
 mod drain; // nodes that are wanted empty
