@@ -53,7 +53,10 @@ pub enum Granted {
 
 impl Session {
     pub fn begin() -> Self {
-        Self { life: Mutex::new(Life { id: draw(BootMillis::now()), term: None }), term: watch::Sender::new(None) }
+        Self {
+            life: Mutex::new(Life { id: draw(BootMillis::now()), term: None }),
+            term: watch::Sender::new(None),
+        }
     }
 
     pub fn id(&self) -> SessionId {

@@ -430,6 +430,16 @@ async fn run_to_end(name: &str, mut command: Command) -> Outcome<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Simulated GPUs are told apart by their UUIDs, which follow from a seed: two clusters on one
+/// machine must not share any.
+fn seed_of(folder: &Path) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    folder.hash(&mut hasher);
+    // The scenario file holds whole numbers up to 2^63.
+    hasher.finish() >> 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -442,14 +452,4 @@ mod tests {
         assert!(failure.hint.contains("--port"));
         assert_eq!(check_port(0), Ok(()));
     }
-}
-
-/// Simulated GPUs are told apart by their UUIDs, which follow from a seed: two clusters on one
-/// machine must not share any.
-fn seed_of(folder: &Path) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    folder.hash(&mut hasher);
-    // The scenario file holds whole numbers up to 2^63.
-    hasher.finish() >> 1
 }
