@@ -3,9 +3,9 @@
 //! In: the command line and `--config FILE`. Out: [`Settings`] with everything filled in, or an
 //! error that names the value. The file has the flags' names; one it does not know is an error.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -18,7 +18,7 @@ use crate::runner::Keep;
 
 const AFTER_HELP: &str = "\
 First start on a new node (make the token with `tessera token create --node NAME`):
-  tessera-agent --server https://scheduler:7070 --state /var/lib/tessera --join-token tsrj1.…
+  TESSERA_JOIN_TOKEN=tsrj1.… tessera-agent --server https://scheduler:7070 --state /var/lib/tessera
 Every later start:
   tessera-agent --server https://scheduler:7070 --state /var/lib/tessera
 See what this machine offers, without a scheduler:
@@ -61,7 +61,8 @@ pub struct RunFlags {
     /// What this node is called. [default: the host name]
     #[arg(long, value_name = "NODE")]
     pub name: Option<String>,
-    /// Lets a new node join, once; ignored when it has joined before.
+    /// Lets a new node join, once; ignored when it has joined before. Better given in the
+    /// environment: every user of a machine can read its command lines.
     #[arg(long, value_name = "TOKEN", env = "TESSERA_JOIN_TOKEN", hide_env_values = true)]
     pub join_token: Option<String>,
     /// Host name or IP address at which other nodes reach this one. [default: the host name]
@@ -312,8 +313,7 @@ pub struct StateLock {
 /// Makes the folder where it is missing, and takes it.
 pub fn lock_state(dir: &Path) -> Result<StateLock, ConfigError> {
     let failed = |source| ConfigError::State { dir: dir.to_owned(), source };
-    // A job's user walks through to the job's script, and lists nothing.
-    DirBuilder::new().mode(0o711).recursive(true).create(dir).map_err(failed)?;
+    crate::passage::make(dir).map_err(failed)?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(dir.join("agent.lock")).map_err(failed)?;
@@ -364,6 +364,21 @@ mod tests {
             let name = flag.replace('-', "_");
             let told = sample.contains(&format!("{name} = "));
             assert!(told || ["config", "help", "version"].contains(&flag), "{name} is missing");
+        }
+    }
+
+    #[test]
+    fn the_unit_file_lets_jobs_reach_their_scripts_and_their_gpus() {
+        let unit = include_str!("../../deploy/systemd/tessera-agent.service");
+        let set = |line: &str| unit.lines().any(|l| l == line);
+        assert!(set("StateDirectoryMode=0711"));
+        for takes_devices_away in
+            ["ProtectClock=", "PrivateDevices=", "DevicePolicy=", "DeviceAllow="]
+        {
+            assert!(
+                !unit.lines().any(|l| l.starts_with(takes_devices_away)),
+                "{takes_devices_away}"
+            );
         }
     }
 

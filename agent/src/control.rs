@@ -24,7 +24,7 @@ use tessera_proto::status::from_status;
 use tessera_proto::v1;
 use tessera_proto::v1::agents_client::AgentsClient;
 
-use crate::runner::{Order, Runner, RunnerEvent};
+use crate::runner::{FenceError, ObeyError, Order, Runner, RunnerEvent};
 use crate::session::{BootMillis, Granted, Session};
 use outgoing::Outgoing;
 use retry::Backoff;
@@ -39,6 +39,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// So many heartbeats without any answer, and the connection is taken for dead.
 const SILENT_HEARTBEATS: u32 = 5;
 const SILENT_AT_LEAST: Duration = Duration::from_secs(15);
+/// Reports that wait to be sent on one connection; one more ends it.
+const REPORTS_MAX: usize = 16_384;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,13 @@ enum ConnectionEnd {
     Nonsense(&'static str),
     #[error("the lease had lapsed, so this session is over")]
     Lapsed,
+    /// An old scheduler, or an epoch that could not be written down.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    #[error("more happened here than the connection took")]
+    Overrun,
+    #[error(transparent)]
+    Orders(ObeyError),
 }
 
 impl ConnectionEnd {
@@ -67,6 +76,15 @@ impl ConnectionEnd {
             }
             Self::Nonsense(_) => "use agent and scheduler of one release".to_owned(),
             Self::Lapsed => "it connects again with a new session".to_owned(),
+            Self::Fence(FenceError::Old { .. }) => {
+                "a newer scheduler has taken over; stop the one at this address, or give the agent the newer one's".to_owned()
+            }
+            Self::Fence(FenceError::Write { .. }) => {
+                "free space on the disk of the state folder, and see that the agent may write there; it is tried again".to_owned()
+            }
+            Self::Overrun | Self::Orders(_) => {
+                "it connects again and both sides say everything anew".to_owned()
+            }
         }
     }
 }
@@ -118,17 +136,14 @@ impl Control {
         let channel = dial::connect(&target).await?;
         let session = self.session.id();
         let (mut reporter, stream) = Reporter::new(self);
-        let mut events = reporter.hello(session);
+        let mut events = reporter.hello(session)?;
         let mut agents = agents(channel);
         let answer = agents.control(stream);
         let mut orders = within(ANSWER_WITHIN, answer).await??.into_inner();
         let first = within(ANSWER_WITHIN, orders.message()).await??;
         let welcome = match first.map(|order| (order.epoch, order.order)) {
             Some((epoch, Some(v1::order::Order::Welcome(welcome)))) => {
-                if let Err(error) = self.runner.admit(Epoch(epoch)).await {
-                    tracing::error!(%error, "an old scheduler answered");
-                    return Err(ConnectionEnd::Nonsense("an epoch that is over"));
-                }
+                self.runner.admit(Epoch(epoch)).await?;
                 welcome
             }
             Some(_) => return Err(ConnectionEnd::Nonsense("something else before its welcome")),
@@ -159,10 +174,10 @@ impl Control {
                     let order = order?.ok_or(ConnectionEnd::Closed)?;
                     self.obey(order, &reporter).await?;
                 }
-                Some(event) = events.recv() => reporter.event(event),
-                Ok(()) = inventory.changed() => reporter.node_changed(),
-                Ok(()) = conditions.changed() => reporter.node_changed(),
-                Ok(()) = occupied.changed() => reporter.node_changed(),
+                event = events.recv() => reporter.event(event.ok_or(ConnectionEnd::Overrun)?)?,
+                Ok(()) = inventory.changed() => reporter.node_changed()?,
+                Ok(()) = conditions.changed() => reporter.node_changed()?,
+                Ok(()) = occupied.changed() => reporter.node_changed()?,
                 () = tokio::time::sleep_until(heard + patience) => {
                     return Err(ConnectionEnd::Silent(patience));
                 }
@@ -188,18 +203,20 @@ impl Control {
             Err(refusal) => {
                 tracing::error!(attempt, error = %refusal, "an order that cannot be read");
                 if answers {
-                    reporter.refused(attempt, refusal.message);
+                    reporter.refused(attempt, refusal.message)?;
                 }
                 return Ok(());
             }
         };
-        if let Err(error) = self.runner.obey(epoch, order).await {
-            tracing::warn!(attempt, error = %full(&error), "order refused");
-            if answers {
-                reporter.refused(attempt, full(&error));
+        match self.runner.obey(epoch, order).await {
+            Ok(()) => Ok(()),
+            // Orders follow from the state: the scheduler makes them again for a new connection.
+            Err(error @ ObeyError::Full { .. }) => Err(ConnectionEnd::Orders(error)),
+            Err(ObeyError::Fence(error)) => {
+                tracing::warn!(attempt, error = %full(&error), "order refused");
+                if answers { reporter.refused(attempt, full(&error)) } else { Ok(()) }
             }
         }
-        Ok(())
     }
 
     async fn grant(&self, epoch: Epoch, grant: v1::Grant) -> Result<(), ConnectionEnd> {
@@ -273,7 +290,7 @@ impl Drop for Heart {
 struct Reporter<'a> {
     control: &'a Control,
     urgent: mpsc::Sender<v1::Report>,
-    rest: mpsc::UnboundedSender<v1::Report>,
+    rest: mpsc::Sender<v1::Report>,
     /// What was said last, so that only changes are said.
     said: Option<(NodeInventory, BTreeMap<GpuId, GpuCondition>)>,
 }
@@ -281,17 +298,22 @@ struct Reporter<'a> {
 impl<'a> Reporter<'a> {
     fn new(control: &'a Control) -> (Self, Outgoing) {
         let (urgent, beats) = mpsc::channel(1);
-        // Holds at most a few reports for each order, each task and each change of the node.
-        let (rest, reports) = mpsc::unbounded_channel();
+        let (rest, reports) = mpsc::channel(REPORTS_MAX);
         (Self { control, urgent, rest, said: None }, Outgoing::new(beats, reports))
     }
 
-    fn send(&self, report: v1::report::Report) {
-        // The stream is gone: the select loop hears of it from the other side.
-        let _ = self.rest.send(v1::Report { report: Some(report) });
+    fn send(&self, report: v1::report::Report) -> Result<(), ConnectionEnd> {
+        match self.rest.try_send(v1::Report { report: Some(report) }) {
+            Err(mpsc::error::TrySendError::Full(_)) => Err(ConnectionEnd::Overrun),
+            // The stream is gone: the select loop hears of it from the other side.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+        }
     }
 
-    fn hello(&mut self, session: tessera_model::SessionId) -> mpsc::UnboundedReceiver<RunnerEvent> {
+    fn hello(
+        &mut self,
+        session: tessera_model::SessionId,
+    ) -> Result<mpsc::Receiver<RunnerEvent>, ConnectionEnd> {
         let (inventory, conditions) = self.node();
         let (snapshot, events) = self.control.runner.connect();
         self.send(v1::report::Report::Hello(wire::hello(
@@ -300,9 +322,9 @@ impl<'a> Reporter<'a> {
             &inventory,
             &conditions,
             &snapshot,
-        )));
+        )))?;
         self.said = Some((inventory, conditions));
-        events
+        Ok(events)
     }
 
     /// The sampler's view, and what the runner found on GPUs that should be free.
@@ -318,7 +340,7 @@ impl<'a> Reporter<'a> {
         (self.control.inventory.borrow().clone(), conditions)
     }
 
-    fn node_changed(&mut self) {
+    fn node_changed(&mut self) -> Result<(), ConnectionEnd> {
         let (inventory, conditions) = self.node();
         let (old_inventory, old_conditions) = match &self.said {
             Some((inventory, conditions)) => (Some(inventory), Some(conditions)),
@@ -326,20 +348,21 @@ impl<'a> Reporter<'a> {
         };
         if old_inventory != Some(&inventory) {
             let wire = tessera_proto::nodes::inventory_to_wire(&inventory);
-            self.send(v1::report::Report::Inventory(wire));
+            self.send(v1::report::Report::Inventory(wire))?;
         }
         if old_conditions != Some(&conditions) {
             let wire = tessera_proto::nodes::conditions_to_wire(&conditions);
-            self.send(v1::report::Report::Conditions(wire));
+            self.send(v1::report::Report::Conditions(wire))?;
         }
         self.said = Some((inventory, conditions));
+        Ok(())
     }
 
-    fn event(&self, event: RunnerEvent) {
-        self.send(wire::event_to_wire(event));
+    fn event(&self, event: RunnerEvent) -> Result<(), ConnectionEnd> {
+        self.send(wire::event_to_wire(event))
     }
 
-    fn refused(&self, attempt: String, why: String) {
-        self.send(v1::report::Report::Refused(v1::Refused { attempt, why }));
+    fn refused(&self, attempt: String, why: String) -> Result<(), ConnectionEnd> {
+        self.send(v1::report::Report::Refused(v1::Refused { attempt, why }))
     }
 }

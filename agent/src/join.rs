@@ -97,7 +97,7 @@ pub enum JoinError {
 
 impl JoinError {
     pub fn hint(&self) -> String {
-        const FRESH: &str = "make a fresh one with `tessera token create --node NAME` and start the agent with --join-token";
+        const FRESH: &str = "make a fresh one with `tessera token create --node NAME` and start the agent once with it in its environment: `TESSERA_JOIN_TOKEN=tsrj1.… tessera-agent …`";
         match self {
             Self::BadToken { .. } => format!("copy it whole, or {FRESH}"),
             Self::NoToken => FRESH.to_owned(),

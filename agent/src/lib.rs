@@ -13,4 +13,5 @@ pub mod node_gpus; // what the runner asks the sampler
 
 pub mod config; // what the agent is told
 pub mod control; // the way to the scheduler
-pub mod join; // who this node is to it
+pub mod join;
+pub mod passage; // can a job's user get through to its script? // who this node is to it

@@ -24,6 +24,7 @@ use tessera_agent::config::{
 use tessera_agent::control::{Control, serve_logs};
 use tessera_agent::join::{JoinError, keep_renewed, load_or_join};
 use tessera_agent::node_gpus::NodeGpus;
+use tessera_agent::passage;
 use tessera_agent::probe::{NodeIdentity, boot_id};
 use tessera_agent::runner::{AgentIdentity, Runner, RunnerSettings};
 use tessera_agent::sampler::{Sampler, SamplerConfig};
@@ -108,6 +109,7 @@ fn run(flags: RunFlags) -> anyhow::Result<()> {
     start_log(settings.log_format);
     end_on_panic();
     let _lock = lock_state(&settings.state)?;
+    passage::warn_if_closed(&settings.state);
     let runtime = runtime(2)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
@@ -176,6 +178,8 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         Arc::clone(&session),
     )
     .with_context(|| format!("could not use the state folder {}", state.display()))?;
+    // What is on the GPUs now has to stand in the first Hello, or jobs are placed there at once.
+    runner.look_for_strangers().await;
     tracing::info!(%node, server, gpus = sampler.inventory().borrow().gpus.len(), "the agent runs");
     let (dials, dialed) = watch::channel(identity.dial(&server));
     let control = Control {

@@ -288,6 +288,95 @@ fn a_stop_that_overtakes_its_prepare_wins() {
     assert_eq!(world.reconnect(), Default::default());
 }
 
+/// Something stands where the file's temporary would be written, as if the disk were full.
+fn obstruct(world: &World, id: &str, file: &str) -> std::path::PathBuf {
+    let dir = world.state().join("jobs").join(id);
+    let obstacle = dir.join(format!(".{file}.{}", std::process::id()));
+    std::fs::create_dir_all(&obstacle).unwrap();
+    obstacle
+}
+
+#[test]
+fn a_stop_that_a_full_disk_does_not_take_holds_and_is_answered_once_it_is_written() {
+    let mut world = World::new();
+    // One that comes before its prepare, and one that comes after.
+    let before = obstruct(&world, "31.1", "tombstone");
+    world.stop("31.1", NO_GRACE);
+    let order = world.order("31.1", 1, "true");
+    world.prepare(order);
+    assert!(world.refusal("31.1").contains("told to stop"));
+    let order = world.order("32.1", 1, "true");
+    world.prepare(order);
+    world.until(|event| matches!(event, RunnerEvent::Prepared { .. }).then_some(()));
+    let after = obstruct(&world, "32.1", "tombstone");
+    world.stop("32.1", NO_GRACE);
+    world.commit("32.1");
+    assert!(world.refusal("32.1").contains("told to stop"));
+    assert_eq!(world.reconnect().finished, [], "what is not on disk is not said");
+    for (id, obstacle) in [("31.1", before), ("32.1", after)] {
+        std::fs::remove_dir(obstacle).unwrap();
+        assert_eq!(world.released(id), []);
+        assert!(world.state().join("jobs").join(id).join("tombstone").is_file());
+    }
+    assert_eq!(world.restart().finished.len(), 2);
+}
+
+#[test]
+fn an_acknowledged_end_that_a_full_disk_does_not_take_is_moved_later() {
+    let mut world = World::new();
+    let order = world.order("33.1", 1, "true");
+    world.run(order);
+    world.released("33.1");
+    let obstacle = world.state().join("done/33.1/in-the-way");
+    std::fs::create_dir_all(&obstacle).unwrap();
+    world.forget("33.1");
+    // Obeyed after the one before, which therefore has failed.
+    world.stop("33.1", NO_GRACE);
+    world.released("33.1");
+    assert_eq!(world.reconnect().finished.len(), 1);
+    std::fs::remove_dir(&obstacle).unwrap();
+    let waited = std::time::Instant::now();
+    while world.runner.status(attempt("33.1")).is_some() {
+        assert!(waited.elapsed() < runner_world::HANG, "it was not tried again");
+        std::thread::yield_now();
+    }
+    assert!(world.state().join("done/33.1/rank-0").is_dir());
+}
+
+#[test]
+fn a_gpu_that_somebody_uses_is_refused_and_told() {
+    let mut world = World::new();
+    let on_gpu_3 = |world: &World, id: &str| {
+        let mut order = world.order(id, 1, "true");
+        order.gpus = vec![gpu_id("GPU-2"), gpu_id("GPU-3")];
+        order.gpus_per_node = 2;
+        order
+    };
+    // Before the first Hello.
+    world.gpus.set_processes("GPU-5", Processes::Pids(vec![55]));
+    world.runtime().block_on(world.runner.look_for_strangers());
+    let occupied = |world: &World| -> Vec<(String, Vec<u32>)> {
+        world.runner.occupied().into_iter().map(|o| (o.gpu.to_string(), o.pids)).collect()
+    };
+    assert_eq!(occupied(&world), [("GPU-5".into(), vec![55])]);
+    // Since the last round.
+    world.gpus.set_processes("GPU-3", Processes::Pids(vec![33, 34]));
+    world.prepare(on_gpu_3(&world, "34.1"));
+    let why = world.refusal("34.1");
+    assert!(why.contains("GPU-3 is used by processes of no job: [33, 34]"), "{why}");
+    assert_eq!(occupied(&world).last().unwrap(), &("GPU-3".to_owned(), vec![33, 34]));
+    world.gpus.set_processes("GPU-3", Processes::Pids(vec![]));
+    world.gpus.set_processes("GPU-5", Processes::Pids(vec![]));
+    world.runtime().block_on(world.runner.look_for_strangers());
+    assert_eq!(occupied(&world), []);
+    world.gpus.set_processes("GPU-2", Processes::Silent);
+    world.prepare(on_gpu_3(&world, "35.1"));
+    assert!(world.refusal("35.1").contains("GPU-2 does not say what runs on it"));
+    world.gpus.set_processes("GPU-2", Processes::Pids(vec![]));
+    world.prepare(on_gpu_3(&world, "36.1"));
+    world.until(|event| matches!(event, RunnerEvent::Prepared { .. }).then_some(()));
+}
+
 #[test]
 fn what_was_prepared_for_another_session_is_given_up() {
     let mut world = World::new();

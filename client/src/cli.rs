@@ -144,6 +144,22 @@ pub enum Verb {
     /// Give nodes back to the queue after a cordon or a drain
     #[command(after_long_help = "Example:\n  tessera uncordon n09")]
     Uncordon(NodeNames),
+    /// Take a node out for good: it is dead for certain, or will not come back
+    #[command(
+        long_about = "Take a node out of the cluster for good: it is dead for certain, or will not \
+            come back.\n\n\
+            What ran there is written off as lost, and its GPUs are billed to nobody from the \
+            moment the node was last heard. Jobs with --requeue start again elsewhere at once, \
+            instead of waiting for a node that is silent. So be certain: on a node that only lost \
+            its network the job would run twice. While the node is up this is refused; drain it \
+            and stop its agent first.\n\n\
+            The node may come back with a new join token.",
+        after_long_help = "Examples:\n  \
+            tessera retire n09 --reason 'mainboard burnt'\n  \
+            tessera retire n09 --reason 'sold' --json\n  \
+            tessera token create --node n09        # to have it back"
+    )]
+    Retire(RetireArgs),
     /// Show which node stands where
     #[command(after_long_help = "Example:\n  tessera topology\n\n\
             The level names are what --within takes.")]
@@ -411,6 +427,15 @@ pub struct NodesArgs {
 pub struct NodeNames {
     #[arg(required = true, value_name = "NODE")]
     pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RetireArgs {
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Why, for whoever looks for it later
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tessera_model::{Explanation, JobRecord, NodeRecord, Strength, UnixMillis, Verdict};
+use tessera_model::{
+    Explanation, GpuRecord, JobId, JobRecord, NodeRecord, Strength, UnixMillis, Verdict,
+};
 
 use crate::call::JobList;
 
@@ -209,6 +211,8 @@ pub struct GpuView<'a> {
     pub condition: &'static str,
     /// The condition as a sentence.
     pub detail: String,
+    pub held: bool,
+    /// `null` when it is free, or held by a job you may not see.
     pub job: Option<u64>,
     pub team: Option<&'a str>,
     pub nvlink_group: Option<u32>,
@@ -236,7 +240,8 @@ impl<'a> NodeView<'a> {
             pci_bus_id: &gpu.pci_bus_id,
             condition: now.condition.word(),
             detail: now.condition.to_string(),
-            job: now.held_by.map(|j| j.0),
+            held: now.held_by.is_some(),
+            job: told(now).map(|j| j.0),
             team: now.team.as_ref().map(|t| t.as_str()),
             nvlink_group: gpu.nvlink_group,
             nvlink_domain: gpu.nvlink_domain.as_deref(),
@@ -271,9 +276,14 @@ impl<'a> NodeView<'a> {
     }
 }
 
-/// Jobs that hold a GPU there, each once.
+/// The job that holds a GPU, unless it is one that the caller may not know of: that has no number.
+pub fn told(gpu: &GpuRecord) -> Option<JobId> {
+    gpu.held_by.filter(|job| job.0 != 0)
+}
+
+/// Jobs that hold a GPU there, each once, as far as the caller may know of them.
 pub fn jobs_on(node: &NodeRecord) -> Vec<u64> {
     let held: std::collections::BTreeSet<u64> =
-        node.gpus.iter().filter_map(|g| g.held_by.map(|j| j.0)).collect();
+        node.gpus.iter().filter_map(|g| told(g).map(|j| j.0)).collect();
     held.into_iter().collect()
 }

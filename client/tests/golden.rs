@@ -109,6 +109,22 @@ fn one_node_in_detail() {
 }
 
 #[test]
+fn a_gpu_that_a_job_of_others_holds_is_held_and_nothing_more_is_said() {
+    let mut node = nodes().swap_remove(2);
+    let free = node.gpus.iter().position(|g| g.held_by.is_none() && g.condition.is_healthy());
+    let gpu = free.expect("a free one");
+    let jobs = tessera::views::jobs_on(&node);
+    node.gpus[gpu].held_by = Some(JobId(0));
+    assert_eq!(commands::nodes::bar(&node, true).chars().nth(gpu), Some('■'));
+    assert_eq!(tessera::views::jobs_on(&node), jobs);
+    let text = commands::nodes::detail(&node, &latest(), now(), &screen(120, true));
+    assert!(text.contains("others'"), "{text}");
+    let view = serde_json::to_value(NodeView::of(&node)).unwrap();
+    assert_eq!(view["gpus"][gpu]["held"], true);
+    assert_eq!(view["gpus"][gpu]["job"], serde_json::Value::Null);
+}
+
+#[test]
 fn one_job_for_people() {
     let text: Vec<String> = queue().iter().map(|j| commands::show::text(j, now())).collect();
     check("show.txt", &text.join("\n"));

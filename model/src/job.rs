@@ -42,6 +42,15 @@ pub struct Program {
     pub working_dir: Option<String>,
 }
 
+impl Program {
+    /// What it takes in memory, near enough for a bound.
+    pub fn bytes(&self) -> u64 {
+        let argv: usize = self.argv.iter().map(String::len).sum();
+        let env: usize = self.env.iter().map(|(k, v)| k.len() + v.len()).sum();
+        (argv + env + self.script.as_ref().map_or(0, String::len)) as u64
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnixIdentity {
     pub uid: u32,

@@ -72,6 +72,10 @@ pub enum GpuCondition {
     Occupied {
         pids: Vec<u32>,
     },
+    /// Another node lists a GPU of the same UUID, and had it first.
+    Duplicate {
+        node: NodeId,
+    },
 }
 
 impl GpuCondition {
@@ -88,6 +92,7 @@ impl GpuCondition {
             Self::ResetRequired => "reset-required",
             Self::Xid { .. } => "xid",
             Self::Occupied { .. } => "occupied",
+            Self::Duplicate { .. } => "duplicate",
         }
     }
 }
@@ -101,9 +106,13 @@ impl std::fmt::Display for GpuCondition {
             Self::ResetRequired => f.write_str("needs a reset"),
             Self::Xid { code } => write!(f, "fatal XID {code}"),
             Self::Occupied { pids } => {
+                if pids.is_empty() {
+                    return f.write_str("still used by something");
+                }
                 let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
                 write!(f, "used by processes of no job: {}", pids.join(", "))
             }
+            Self::Duplicate { node } => write!(f, "{node} lists it, too"),
         }
     }
 }

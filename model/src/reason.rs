@@ -34,8 +34,10 @@ pub enum WaitReason {
     },
     /// Its last attempt failed to start; it waits before the next.
     BackingOff { until: UnixMillis },
-    /// So many jobs stand before it that this round did not reach it.
+    /// At least so many jobs stand before it: this round did not reach it.
     NotReached { ahead: u32 },
+    /// The verifier did not accept the place that was found for it: our own fault.
+    Refused { what: String },
 }
 
 impl fmt::Display for WaitReason {
@@ -68,7 +70,10 @@ impl fmt::Display for WaitReason {
                 write!(f, "would delay job {job}, which has waited long and is next")
             }
             Self::BackingOff { until } => write!(f, "its last start failed, next try at {until}"),
-            Self::NotReached { ahead } => write!(f, "{ahead} jobs stand before it"),
+            Self::NotReached { ahead } => write!(f, "waits behind at least {ahead} jobs"),
+            Self::Refused { what } => {
+                write!(f, "was given a place that breaks its request ({what}); this is a fault of the scheduler, please report it")
+            }
         }
     }
 }

@@ -150,7 +150,11 @@ pub fn condition_to_wire(condition: &GpuCondition) -> v1::GpuCondition {
         GpuCondition::Occupied { pids } => (0, pids.clone()),
         _ => (0, Vec::new()),
     };
-    v1::GpuCondition { word: condition.word().to_owned(), xid, pids }
+    let node = match condition {
+        GpuCondition::Duplicate { node } => node.to_string(),
+        _ => String::new(),
+    };
+    v1::GpuCondition { word: condition.word().to_owned(), xid, pids, node }
 }
 
 pub fn condition_from_wire(wire: v1::GpuCondition) -> Result<GpuCondition, Refusal> {
@@ -162,6 +166,11 @@ pub fn condition_from_wire(wire: v1::GpuCondition) -> Result<GpuCondition, Refus
         "reset-required" => GpuCondition::ResetRequired,
         "xid" => GpuCondition::Xid { code: wire.xid },
         "occupied" => GpuCondition::Occupied { pids: wire.pids },
+        "duplicate" => {
+            let node = NodeId::parse(&wire.node)
+                .map_err(|e| Refusal::invalid("condition.node", e.to_string(), RELEASE))?;
+            GpuCondition::Duplicate { node }
+        }
         word => {
             let message = format!("{} is no condition of a GPU", quote(word));
             return Err(Refusal::invalid("condition", message, RELEASE));

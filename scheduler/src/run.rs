@@ -16,7 +16,6 @@ use tessera_model::topology::Topology;
 use tessera_model::{Principal, Refusal, Role, TeamId, UserId};
 
 use crate::ca::{Ca, CaError};
-use crate::clock::Clock;
 use crate::config::{Config, wall_clock};
 use crate::home::{Home, HomeError};
 use crate::serve::listen::{self, Bounds, ListenError, Tls};
@@ -96,7 +95,7 @@ pub async fn run(config: Config, parent_gone: oneshot::Receiver<()>) -> Result<(
         lost: config.lost,
         ..Limits::default()
     };
-    let (handle, writer) = writer::start(store, limits, Clock::start())?;
+    let (handle, writer) = writer::start(store, limits)?;
     let writer = tokio::task::spawn_blocking(move || writer.join());
 
     load_topology(&handle, topology).await?;

@@ -24,13 +24,15 @@ use tessera_model::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::store::{Reader, Store, StoreError};
+use crate::store::{Reader, SnapshotKeeper, Store, StoreError};
 
 pub const INBOX_MAX: usize = 65_536;
 /// Requests in one transaction at most.
 const BATCH_MAX: usize = 512;
 /// How often time itself is looked at.
 const BEAT: Duration = Duration::from_millis(200);
+/// How often a full disk is tried.
+const TRY_DISK: Duration = Duration::from_secs(1);
 /// A gap between two beats beyond which this process must have been stopped for a while.
 const PAUSED: Duration = Duration::from_secs(5);
 /// Waiting jobs are looked at again this often even when nothing has happened, since reservations
@@ -87,7 +89,12 @@ impl View<'_> {
     pub fn record(&self, job: &tessera_core::job_table::Job) -> tessera_model::JobRecord {
         let mut record = self.cluster.record(job);
         if job.state == tessera_model::JobState::Pending {
-            let wait = self.waits.get(&job.id).cloned().unwrap_or(WaitReason::Undecided);
+            // A round looks at the first so many, and leaves the others as they are.
+            let deep = self.cluster.jobs.queue_len() > decide::DEPTH && !self.waits.is_empty();
+            let ahead = u32::try_from(decide::DEPTH).unwrap_or(u32::MAX);
+            let unknown =
+                if deep { WaitReason::NotReached { ahead } } else { WaitReason::Undecided };
+            let wait = self.waits.get(&job.id).cloned().unwrap_or(unknown);
             record.reason = match job.outcome.as_str() {
                 "" => wait.to_string(),
                 before => format!("{wait} ({before})"),
@@ -183,6 +190,15 @@ impl Handle {
     }
 }
 
+fn disk_full() -> Refusal {
+    Refusal::new(
+        RefusalKind::Exhausted,
+        "",
+        "the scheduler's disk is full",
+        "nothing was done; free space on the scheduler's disk, it goes on by itself",
+    )
+}
+
 fn gone() -> Refusal {
     let hint = "try again; if it was a submission, use the same idempotency key";
     Refusal::new(RefusalKind::Unavailable, "", "the scheduler is going down", hint)
@@ -190,25 +206,28 @@ fn gone() -> Refusal {
 
 /// Starts the writer on a store that was opened. A new epoch begins before this returns.
 pub fn start(
-    store: Store,
+    mut store: Store,
     limits: Limits,
-    clock: Clock,
 ) -> Result<(Handle, std::thread::JoinHandle<()>), StoreError> {
     let (inbox, messages) = bounded(INBOX_MAX);
     let (revision_tx, revision) = watch::channel(Revision::default());
     let reader = store.reader();
+    let cluster = store.load()?;
+    let clock = Clock::start(cluster.now);
+    let now = clock.now(cluster.now);
     let mut writer = Writer {
         store,
         limits,
         clock,
-        cluster: Cluster::default(),
+        cluster: cluster.restored(now),
         agents: HashMap::new(),
         decision: Decision::default(),
-        decide_at: None,
+        decide_at: Some(Instant::now()),
         violations: 0,
         revision: revision_tx,
+        full: None,
+        snapshot: SnapshotKeeper::default(),
     };
-    writer.reload()?;
     writer.begin_reign()?;
     let thread = std::thread::Builder::new()
         .name("writer".to_owned())
@@ -228,6 +247,11 @@ struct Writer {
     decide_at: Option<Instant>,
     violations: u64,
     revision: watch::Sender<Revision>,
+    /// Since the disk is full: when it was last tried. Heartbeats are answered, so leases go on;
+    /// all else is refused.
+    full: Option<Instant>,
+    /// Where the last snapshot stands, and whether one is being written.
+    snapshot: SnapshotKeeper,
 }
 
 struct Agent {
@@ -264,9 +288,7 @@ impl Writer {
                 Err(error) => self.give_up(error, &mut batch),
             }
             if let Some(stopped) = batch.stop {
-                if let Err(error) = self.store.write_snapshot(&self.cluster) {
-                    tracing::warn!(%error, "no snapshot was kept; the next start replays the journal");
-                }
+                self.snapshot.keep_now(&self.store, &self.cluster);
                 let _ = stopped.send(());
                 break;
             }
@@ -286,14 +308,18 @@ impl Writer {
         }
         if beat.elapsed() >= BEAT {
             let now = self.clock.now(self.cluster.now);
-            if beat.elapsed() >= PAUSED {
-                tracing::warn!(
-                    paused_ms = beat.elapsed().as_millis() as u64,
-                    "the scheduler stood still"
-                );
+            let paused = self.clock.since_last_look();
+            if paused >= PAUSED {
+                tracing::warn!(paused_ms = paused.as_millis() as u64, "the scheduler stood still");
                 self.cluster.listens_again(now);
             }
             *beat = Instant::now();
+            if self.full.is_some_and(|tried| tried.elapsed() >= TRY_DISK) {
+                self.try_disk(now);
+            }
+            if self.full.is_some() {
+                return Ok(());
+            }
             for event in due::due(&self.cluster, now, &self.limits) {
                 self.record(event, batch)?;
             }
@@ -303,6 +329,10 @@ impl Writer {
 
     fn take_in(&mut self, message: Message, batch: &mut Batch) -> Result<(), StoreError> {
         let now = self.clock.now(self.cluster.now);
+        if self.full.is_some() {
+            self.take_in_while_full(message, now, batch);
+            return Ok(());
+        }
         match message {
             Message::Change(change) => {
                 let staged = change(&self.cluster, now);
@@ -332,6 +362,7 @@ impl Writer {
                     }));
                     return Ok(());
                 }
+                self.outlive(hello.epoch, batch)?;
                 self.record_all(greeting.events, batch)?;
                 for report in greeting.then {
                     let events = door::report(&mut self.cluster, now, &node, session, report);
@@ -346,6 +377,50 @@ impl Writer {
                 Ok(())
             }
         }
+    }
+
+    /// With a full disk only what needs no journal is done.
+    fn take_in_while_full(&mut self, message: Message, now: UnixMillis, batch: &mut Batch) {
+        match message {
+            Message::Change(change) => {
+                // What it would change is not taken in; its caller hears why.
+                let staged = change(&self.cluster, now);
+                if staged.events.is_empty() {
+                    batch.replies.push(staged.reply);
+                } else {
+                    (staged.reply)(Err(disk_full()));
+                }
+            }
+            Message::Read(look) => batch.reads.push(look),
+            Message::Report(node, session, report @ Report::Heartbeat { .. }) => {
+                // A silent node stays so until its return can be written down.
+                door::report(&mut self.cluster, now, &node, session, report);
+            }
+            // Agents say it again in the hello that follows the recovery.
+            Message::Report(..) => {}
+            Message::Hello(.., reply) => {
+                // The agent may have gone away meanwhile.
+                let _ = reply.send(Err(disk_full()));
+            }
+            Message::Stop(reply) => batch.stop = Some(reply),
+        }
+    }
+
+    /// A node that has obeyed a later reign than ours says that our journal is an old copy. It
+    /// obeys again only to a later one still.
+    fn outlive(&mut self, seen: Epoch, batch: &mut Batch) -> Result<(), StoreError> {
+        if seen <= self.cluster.epoch {
+            return Ok(());
+        }
+        tracing::error!(
+            ours = self.cluster.epoch.0,
+            seen = seen.0,
+            "a node has obeyed a later scheduler: this store is an old copy, jobs submitted since are unknown here and their numbers may be used again"
+        );
+        self.record(Event::EpochBegan { epoch: Epoch(seen.0 + 1) }, batch)?;
+        // All agents have to hear the new number.
+        self.agents.clear();
+        Ok(())
     }
 
     fn record_all(&mut self, events: Vec<Event>, batch: &mut Batch) -> Result<(), StoreError> {
@@ -379,15 +454,38 @@ impl Writer {
         Ok(())
     }
 
+    /// Goes on once the disk takes a good piece of data again. Agents say hello anew, since what
+    /// they have reported meanwhile was not taken in.
+    fn try_disk(&mut self, now: UnixMillis) {
+        self.full = Some(Instant::now());
+        match self.store.try_disk() {
+            Ok(()) => {
+                tracing::info!("the disk has space again, going on");
+                self.full = None;
+                self.cluster.listens_again(now);
+                self.cluster.epoch_at = now;
+                self.agents.clear();
+            }
+            Err(StoreError::Full(_)) => {}
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the journal failed, stopping");
+                std::process::exit(2);
+            }
+        }
+    }
+
     fn decide(&mut self, batch: &mut Batch) -> Result<(), StoreError> {
         self.decide_at = None;
+        if self.full.is_some() {
+            return Ok(());
+        }
         if self.cluster.jobs.queue_len() == 0 {
             self.decision = Decision::default();
             return Ok(());
         }
         let snapshot = Snapshot::of(&self.cluster, self.clock.now(self.cluster.now));
-        let decision = decide::decide(&snapshot);
-        for (job, chosen) in &decision.start {
+        let mut decision = decide::decide(&snapshot);
+        for (job, chosen) in &std::mem::take(&mut decision.start) {
             let Some(lease) = decide::lease(&self.cluster, &snapshot, *job, chosen) else {
                 continue;
             };
@@ -396,6 +494,8 @@ impl Writer {
                 Err(violation) => {
                     self.violations += 1;
                     tracing::error!(%violation, "a placement was refused by the verifier");
+                    let what = violation.what;
+                    decision.wait.insert(*job, WaitReason::Refused { what });
                 }
             }
         }
@@ -434,6 +534,7 @@ impl Writer {
         }
         if batch.events > 0 {
             self.revision.send_replace(self.cluster.revision);
+            self.snapshot.keep_sometimes(&self.store, &self.cluster);
         }
         let view = View {
             cluster: &self.cluster,
@@ -468,12 +569,8 @@ impl Writer {
             std::process::exit(2);
         }
         tracing::error!("the disk is full: nothing new is taken in until there is space");
-        let refusal = Refusal::new(
-            RefusalKind::Exhausted,
-            "",
-            "the scheduler's disk is full",
-            "nothing was done; free space on the scheduler's disk, it goes on by itself",
-        );
+        let refusal = disk_full();
+        self.full = Some(Instant::now());
         for reply in batch.replies.drain(..) {
             reply(Err(refusal.clone()));
         }
@@ -481,7 +578,6 @@ impl Writer {
             let _ = greeted.reply.send(Err(refusal.clone()));
         }
         batch.reads.clear();
-        self.agents.clear();
         if let Err(error) = self.reload() {
             tracing::error!(
                 error = &error as &dyn std::error::Error,

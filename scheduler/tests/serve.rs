@@ -118,12 +118,16 @@ async fn a_join_token_lets_one_node_in_once() {
 }
 
 #[tokio::test]
-async fn a_token_for_any_node_does_not_give_the_name_of_one_that_is_up() {
+async fn a_token_for_any_node_does_not_give_the_name_of_one_that_is_known() {
     let scheduler = Scheduler::start().await;
     let _agent = Agent::up(&scheduler, "n0").await;
     let any = scheduler.join_token(None).await;
-    let status = scheduler.join(&any, "n0").await.unwrap_err();
-    assert_eq!(status.code(), Code::FailedPrecondition);
+    for state in ["up", "silent"] {
+        let status = scheduler.join(&any, "n0").await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition, "{state}");
+        assert!(status.message().contains(state), "{status:?}");
+        scheduler.silence("n0").await;
+    }
     assert_eq!(code(scheduler.join(&any, "n1").await), Code::Ok, "the token is still good");
     let named = scheduler.join_token(Some("n0")).await;
     assert_eq!(code(scheduler.join(&named, "n0").await), Code::Ok);
@@ -626,6 +630,179 @@ async fn nodes_are_listed_cordoned_and_told_apart() {
     assert_eq!(from_status(&status).hint, "did you mean n0?");
     let map = ops.nodes().get_topology(v1::GetTopologyRequest {}).await.unwrap().into_inner();
     assert_eq!(map.nodes[0].node, "n0");
+    scheduler.shut_down().await;
+}
+
+#[tokio::test]
+async fn who_may_not_see_a_job_is_told_that_a_gpu_is_held_and_no_more() {
+    let scheduler = Scheduler::start().await;
+    let ana = scheduler.person("ana", Role::Member, &["nlp"]).await;
+    let eve = scheduler.person("eve", Role::Member, &["vision"]).await;
+    let mut agent = Agent::up(&scheduler, "n0").await;
+    let job = ana.submit(spec("nlp"), "").await.unwrap().job_id;
+    let Order::Prepare(_) = agent.order().await else { panic!("no Prepare") };
+    let held = async |who: &Person| {
+        let nodes = who.nodes().list(v1::ListNodesRequest::default()).await.unwrap().into_inner();
+        let mut held = nodes.nodes[0].gpus.clone();
+        held.retain(|g| g.held_by_job.is_some());
+        assert_eq!(held.len(), 1);
+        (held[0].held_by_job.unwrap(), held[0].team.clone())
+    };
+    assert_eq!(held(&ana).await, (job, "nlp".to_owned()));
+    assert_eq!(held(&eve).await, (0, String::new()));
+    scheduler.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_retired_node_is_gone_and_its_certificate_with_it() {
+    let scheduler = Scheduler::start().await;
+    let ana = scheduler.person("ana", Role::Member, &["nlp"]).await;
+    let ops = scheduler.person("ops", Role::Operator, &[]).await;
+    let mut agent = Agent::up(&scheduler, "n0").await;
+    let job_id = ana.submit(spec("nlp"), "").await.unwrap().job_id;
+    let Order::Prepare(prepare) = agent.order().await else { panic!("no Prepare") };
+    let attempt = prepare.attempt;
+    agent.say(Report::Prepared(v1::Prepared { attempt: attempt.clone(), master_port: 1 })).await;
+    while !matches!(agent.order().await, Order::Commit(_)) {}
+    agent.say(Report::Started(v1::Started { attempt })).await;
+
+    let request = || v1::RetireRequest { node: "n0".into(), reason: "burnt".into() };
+    assert_eq!(code(ana.nodes().retire(request()).await), Code::PermissionDenied);
+    assert_eq!(code(ops.nodes().retire(request()).await), Code::FailedPrecondition, "it is up");
+    let wrong = v1::RetireRequest { node: "n1".into(), ..request() };
+    assert_eq!(code(ops.nodes().retire(wrong).await), Code::NotFound);
+    scheduler.silence("n0").await;
+    let retired = ops.nodes().retire(request()).await.unwrap().into_inner();
+    assert_eq!(retired.jobs, [job_id]);
+    assert_eq!(code(ops.nodes().retire(request()).await), Code::NotFound, "it is gone");
+
+    let job = ana.jobs().get(v1::GetJobRequest { job_id }).await.unwrap().into_inner();
+    assert_eq!(job.state(), v1::JobState::Lost, "{}", job.reason);
+    let all = ops.nodes().list(v1::ListNodesRequest::default()).await.unwrap().into_inner();
+    assert_eq!(all.nodes, []);
+    // Its stream ends, and none begins again.
+    while let Ok(Some(_)) = agent.orders.message().await {}
+    let again = Agent::hello(agent.channel.clone(), "n0", 8).await.err().unwrap();
+    assert_eq!(again.code(), Code::Unauthenticated);
+    assert!(again.message().contains("was retired"), "{again:?}");
+    assert!(from_status(&again).hint.contains("tessera token create --node n0"), "{again:?}");
+    let mut agents = v1::agents_client::AgentsClient::new(agent.channel.clone());
+    let renewed = agents.renew(v1::RenewRequest::default()).await;
+    assert_eq!(code(renewed), Code::Unauthenticated, "renew");
+    let samples = agents.telemetry(tokio_stream::iter([])).await;
+    assert_eq!(code(samples), Code::Unauthenticated, "telemetry");
+    let output = agents.logs(tokio_stream::iter([])).await;
+    assert_eq!(code(output), Code::Unauthenticated, "logs");
+    // With a new token it is a node like any other.
+    let mut back = Agent::up(&scheduler, "n0").await;
+    back.say(Report::Heartbeat(v1::Heartbeat { sent_boottime_ms: 5, unix_ms: 0 })).await;
+    while !matches!(back.order().await, Order::Grant(_)) {}
+    scheduler.shut_down().await;
+}
+
+#[tokio::test]
+async fn an_imagined_job_meets_the_same_door_as_a_submitted_one() {
+    use v1::explain_request::Subject;
+    let scheduler = Scheduler::start().await;
+    let ana = scheduler.person("ana", Role::Member, &["nlp"]).await;
+    let _agent = Agent::up(&scheduler, "n0").await;
+    let level = v1::Within { level: "nosuch".into(), required: true };
+    for (what, wrong) in [
+        ("no such level", v1::JobSpec { within: vec![level], ..spec("nlp") }),
+        ("no such team", spec("nobody")),
+        ("another's team", spec("vision")),
+        ("larger than any node", v1::JobSpec { gpus_per_node: 9, ..spec("nlp") }),
+    ] {
+        let subject = Some(Subject::Spec(wrong.clone()));
+        let explained = ana.jobs().explain(v1::ExplainRequest { subject }).await.unwrap_err();
+        let submitted = ana.submit(wrong, "").await.unwrap_err();
+        assert_eq!(from_status(&explained), from_status(&submitted), "{what}");
+    }
+    let explain = async |subject| {
+        let request = v1::ExplainRequest { subject: Some(subject) };
+        ana.jobs().explain(request).await.unwrap().into_inner()
+    };
+    let many = v1::JobSpec { nodes: 5, ..spec("nlp") };
+    assert_eq!(explain(Subject::Spec(many.clone())).await.verdict, "infeasible");
+    assert_eq!(explain(Subject::Spec(spec("nlp"))).await.verdict, "starts_now");
+    let job = ana.submit(many, "").await.unwrap().job_id;
+    let waits = explain(Subject::JobId(job)).await;
+    assert_eq!((waits.verdict.as_str(), waits.job_id), ("infeasible", Some(job)));
+    ana.jobs().cancel(v1::CancelRequest { job_id: job }).await.unwrap();
+    let ended = explain(Subject::JobId(job)).await;
+    assert_eq!((ended.verdict.as_str(), ended.ladder.len()), ("ended", 0));
+    assert!(ended.summary.contains("cancelled"), "{}", ended.summary);
+    scheduler.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_job_that_left_memory_is_explained_from_the_store() {
+    use tessera_core::Event;
+    use tessera_core::job_table::ENDED_KEPT;
+    let scheduler = Scheduler::start().await;
+    let ana = scheduler.person("ana", Role::Member, &["nlp"]).await;
+    let job_id = ana.submit(spec("nlp"), "").await.unwrap().job_id;
+    ana.jobs().cancel(v1::CancelRequest { job_id }).await.unwrap();
+    // So many more end that the first is no longer kept.
+    let more = move |cluster: &tessera_core::Cluster, _| {
+        let spec = cluster.jobs.get(tessera_model::JobId(job_id)).unwrap().spec.clone();
+        let job = |i| {
+            let job = tessera_model::JobId(cluster.next_job + i);
+            let spec = spec.clone();
+            let by = spec.user.clone();
+            [Event::JobSubmitted { job, key: None, spec }, Event::CancelRequested { job, by }]
+        };
+        Ok(((), (0..ENDED_KEPT as u64).flat_map(job).collect()))
+    };
+    scheduler.handle.change(more).await.unwrap();
+    let in_memory = move |view: &tessera_scheduler::writer::View<'_>| {
+        view.cluster.jobs.get(tessera_model::JobId(job_id)).is_some()
+    };
+    assert!(!scheduler.handle.read(in_memory).await.unwrap());
+    let subject = Some(v1::explain_request::Subject::JobId(job_id));
+    let request = v1::ExplainRequest { subject };
+    let explained = ana.jobs().explain(request.clone()).await.unwrap().into_inner();
+    assert_eq!((explained.verdict.as_str(), explained.job_id), ("ended", Some(job_id)));
+    let eve = scheduler.person("eve", Role::Member, &["vision"]).await;
+    assert_eq!(code(eve.jobs().explain(request).await), Code::NotFound);
+    scheduler.shut_down().await;
+}
+
+#[tokio::test]
+async fn health_follows_the_writer() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    let scheduler = Scheduler::start().await;
+    let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
+    let mut health = HealthClient::new(scheduler.channel(None).await);
+    let mut told = health.watch(request).await.unwrap().into_inner();
+    assert_eq!(told.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    // The writer ends while all else goes on.
+    scheduler.handle.stop().await;
+    assert_eq!(told.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    drop(told);
+    scheduler.shut_down().await;
+}
+
+#[tokio::test]
+async fn reflection_is_for_trying_out_only() {
+    let scheduler = Scheduler::start_as(false).await;
+    let channel = scheduler.channel(None).await;
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest::default();
+    let outcome = tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(
+        channel.clone(),
+    )
+    .server_reflection_info(tokio_stream::iter([request]))
+    .await;
+    assert_eq!(code(outcome), Code::Unimplemented);
+    let request = tonic_reflection::pb::v1alpha::ServerReflectionRequest::default();
+    let outcome =
+        tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(
+            channel,
+        )
+        .server_reflection_info(tokio_stream::iter([request]))
+        .await;
+    assert_eq!(code(outcome), Code::Unimplemented);
     scheduler.shut_down().await;
 }
 

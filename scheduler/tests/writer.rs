@@ -8,7 +8,6 @@ use tessera_core::door::{self, Hello, Report};
 use tessera_core::due::Limits;
 use tessera_core::{Event, Order};
 use tessera_model::*;
-use tessera_scheduler::clock::Clock;
 use tessera_scheduler::store::Store;
 use tessera_scheduler::writer::{self, Handle};
 
@@ -74,7 +73,7 @@ fn inventory() -> NodeInventory {
 
 fn start(dir: &Path) -> Handle {
     let store = Store::open(dir).unwrap();
-    writer::start(store, Limits::default(), Clock::start()).unwrap().0
+    writer::start(store, Limits::default()).unwrap().0
 }
 
 async fn with_team(dir: &Path) -> Handle {
@@ -94,6 +93,7 @@ async fn node_up(handle: &Handle, session: u64) -> tokio::sync::mpsc::Receiver<O
     let (tx, rx) = tokio::sync::mpsc::channel(64);
     let hello = Hello {
         session: SessionId(session),
+        epoch: Epoch(0),
         inventory: inventory(),
         conditions: BTreeMap::new(),
         running: Vec::new(),
@@ -204,11 +204,13 @@ async fn a_full_disk_refuses_and_recovers() {
         return;
     }
     let handle = with_team(dir.path()).await;
+    let mut orders = node_up(&handle, 7).await;
     let mut acknowledged = Vec::new();
     let ballast = dir.path().join("ballast");
     std::fs::write(&ballast, vec![0u8; 1 << 20]).unwrap();
     let refusal = loop {
-        let mut job = spec(1);
+        let mut job = spec(0);
+        job.gang.cpus_per_task = 64;
         job.program.argv = vec!["x".repeat(20_000)];
         match submit(&handle, job, &format!("k{}", acknowledged.len())).await {
             Ok(done) => acknowledged.push(done.job),
@@ -217,8 +219,20 @@ async fn a_full_disk_refuses_and_recovers() {
     };
     assert_eq!(refusal.kind, RefusalKind::Exhausted, "{refusal}");
     assert!(refusal.message.contains("disk is full"), "{refusal}");
+    // Leases go on all the same: a heartbeat is answered.
+    while orders.try_recv().is_ok() {}
+    let beat = Report::Heartbeat { sent_boottime_ms: 42 };
+    handle.report(inventory().node, SessionId(7), beat).unwrap();
+    let grant = Order::Grant { heartbeat_sent_boottime_ms: 42 };
+    assert_eq!(orders.recv().await, Some(grant));
     std::fs::remove_file(&ballast).unwrap();
-    let next = submit(&handle, spec(1), "after").await.unwrap();
+    let next = loop {
+        match submit(&handle, spec(1), "after").await {
+            Ok(next) => break next,
+            Err(refusal) => assert_eq!(refusal.kind, RefusalKind::Exhausted, "{refusal}"),
+        }
+    };
+    assert_eq!(orders.recv().await, None, "agents say hello again and repeat what was missed");
     assert_eq!(next.job.0, acknowledged.last().unwrap().0 + 1, "nothing of the refused one stayed");
     let known = acknowledged.clone();
     let all =
@@ -242,8 +256,8 @@ async fn a_snapshot_and_the_journal_tell_the_same_story() {
     handle.stop().await;
     let mut from_snapshot = Store::open(dir.path()).unwrap();
     let a = from_snapshot.load().unwrap();
+    std::fs::remove_file(dir.path().join("snapshot.json")).unwrap();
     let db = rusqlite::Connection::open(dir.path().join("tessera.db")).unwrap();
-    db.execute("DELETE FROM snapshot", []).unwrap();
     let b = from_snapshot.load().unwrap();
     let strip = |mut c: tessera_core::Cluster| {
         c.nodes.values_mut().for_each(|n| n.last_seen = UnixMillis(0));

@@ -71,6 +71,9 @@ impl Place {
 
     #[track_caller]
     fn nothing_is_left(&self) {
+        let groups = sweep::cgroups(self.folder.path());
+        let there: Vec<_> = groups.iter().filter(|group| group.exists()).collect();
+        assert!(there.is_empty(), "cgroups: {there:?}");
         let left = sweep::processes_of(self.folder.path());
         let names = left.iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")));
         assert!(left.is_empty(), "{left:?}: {:?}", names.collect::<Vec<_>>());

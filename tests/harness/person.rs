@@ -210,25 +210,31 @@ impl Person {
         reply.unwrap_or_else(|no| panic!("it is not explained: {no}"))
     }
 
-    /// What each rank wrote; the job must have ended. Panics where bytes are missing.
+    /// What each rank wrote, all of it; the job must have ended. Asked again while a node's agent
+    /// is not there to tell.
     #[track_caller]
-    pub fn logs(&self, job_id: u64) -> BTreeMap<u32, String> {
+    pub fn logs(&self, job: u64) -> BTreeMap<u32, String> {
+        until(&format!("the whole output of job {job}"), || self.logs_now(job))
+    }
+
+    /// The same, or why there is no answer or some bytes are missing.
+    pub fn logs_now(&self, job_id: u64) -> Result<BTreeMap<u32, String>, String> {
         let request = v1::LogsRequest { job_id, ..Default::default() };
         let read = async {
+            let words = |status: Status| from_status(&status).message;
             let mut bytes: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
-            let mut stream = self.jobs().logs(request).await?.into_inner();
-            while let Some(chunk) = stream.message().await? {
-                assert_eq!(chunk.gap, "", "rank {} of job {job_id}", chunk.rank);
+            let mut stream = self.jobs().logs(request).await.map_err(words)?.into_inner();
+            while let Some(chunk) = stream.message().await.map_err(words)? {
+                if !chunk.gap.is_empty() {
+                    return Err(format!("rank {}: {}", chunk.rank, chunk.gap));
+                }
                 bytes.entry(chunk.rank).or_default().extend_from_slice(&chunk.data);
             }
-            Ok::<_, Status>(bytes)
+            Ok(bytes)
         };
-        let all = match RUNTIME.block_on(async { tokio::time::timeout(PATIENCE, read).await }) {
-            Ok(Ok(all)) => all,
-            Ok(Err(status)) => panic!("no output of job {job_id}: {}", from_status(&status)),
-            Err(_) => panic!("the output of job {job_id} has no end"),
-        };
-        all.into_iter().map(|(r, b)| (r, String::from_utf8_lossy(&b).into_owned())).collect()
+        let all = RUNTIME.block_on(async { tokio::time::timeout(PATIENCE, read).await });
+        let all = all.unwrap_or_else(|_| Err("it has no end".to_owned()))?;
+        Ok(all.into_iter().map(|(r, b)| (r, String::from_utf8_lossy(&b).into_owned())).collect())
     }
 
     // ---- nodes

@@ -88,13 +88,14 @@ pub fn tasks(node_state: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Cgroup folders of all attempts and tasks anywhere below `dir`; outer ones first.
-fn cgroups(dir: &Path) -> BTreeSet<PathBuf> {
+/// Cgroup folders of all attempts and tasks anywhere below `dir`, whether they are still there or
+/// not; outer ones first.
+pub fn cgroups(dir: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
         for child in children(&folder) {
-            if folder.ends_with("jobs") {
+            if folder.ends_with("jobs") || folder.ends_with("done") {
                 if let Some(around) = read_json(&child.join("cgroup")) {
                     paths_in(&around, &mut found);
                 }

@@ -12,15 +12,12 @@ use crate::session::BootMillis;
 
 pub struct Outgoing {
     urgent: mpsc::Receiver<v1::Report>,
-    rest: mpsc::UnboundedReceiver<v1::Report>,
+    rest: mpsc::Receiver<v1::Report>,
     hello_sent: bool,
 }
 
 impl Outgoing {
-    pub fn new(
-        urgent: mpsc::Receiver<v1::Report>,
-        rest: mpsc::UnboundedReceiver<v1::Report>,
-    ) -> Self {
+    pub fn new(urgent: mpsc::Receiver<v1::Report>, rest: mpsc::Receiver<v1::Report>) -> Self {
         Self { urgent, rest, hello_sent: false }
     }
 }
@@ -58,7 +55,7 @@ mod tests {
     #[tokio::test]
     async fn hello_is_first_and_then_heartbeats_overtake() {
         let (urgent, beats) = mpsc::channel(1);
-        let (rest, reports) = mpsc::unbounded_channel();
+        let (rest, reports) = mpsc::channel(8);
         let mut stream = Outgoing::new(beats, reports);
         let word = |report: v1::Report| match report.report {
             Some(v1::report::Report::Hello(_)) => "hello",
@@ -68,9 +65,9 @@ mod tests {
         };
         let report = |report| v1::Report { report: Some(report) };
         urgent.try_send(heartbeat_now()).unwrap();
-        rest.send(report(v1::report::Report::Hello(v1::Hello::default()))).unwrap();
+        rest.try_send(report(v1::report::Report::Hello(v1::Hello::default()))).unwrap();
         for _ in 0..3 {
-            rest.send(report(v1::report::Report::Started(v1::Started::default()))).unwrap();
+            rest.try_send(report(v1::report::Report::Started(v1::Started::default()))).unwrap();
         }
         let mut got = Vec::new();
         for _ in 0..3 {

@@ -1,17 +1,21 @@
 //! Whom a task runs as, and what that user is called.
 //!
 //! In: the order's identity, who the agent is, and whether it may lend its own. Out: an identity
-//! to switch to, or none, or a refusal. Name, home and groups come from the system's own tools, so
+//! to switch to, or none, or a refusal; also when the account service gives no answer. Name, home and groups come from the system's own tools, so
 //! that users from LDAP or SSSD are known as well; the change of identity itself is the shim's.
 
 use std::collections::HashMap;
+use std::io::{self, Read};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use tessera_model::UnixIdentity;
+
+use super::patience::{self, Patience};
 
 /// Who the agent's process is, and what it may lend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,28 +78,59 @@ const FRESH: Duration = Duration::from_secs(60);
 const KNOWN_MAX: usize = 4096;
 
 impl Accounts {
-    /// A user without an entry gets a number for a name and `/` for a home. May block.
-    pub fn look_up(&self, uid: u32, gid: u32) -> Account {
-        if let Some((at, account)) = self.known.lock().get(&uid)
+    /// A user without an entry gets a number for a name and `/` for a home. Refused, in words,
+    /// where the account service gives no answer; what is remembered of the user stands in then.
+    /// Blocks, but not for ever.
+    pub fn look_up(&self, patience: &Patience, uid: u32, gid: u32) -> Result<Account, String> {
+        self.look_up_by(patience, uid, move || find(uid, gid))
+    }
+
+    fn look_up_by(
+        &self,
+        patience: &Patience,
+        uid: u32,
+        find: impl FnOnce() -> io::Result<Account> + Send + 'static,
+    ) -> Result<Account, String> {
+        let known = self.known.lock().get(&uid).cloned();
+        if let Some((at, account)) = &known
             && at.elapsed() < FRESH
         {
-            return account.clone();
+            return Ok(account.clone());
         }
-        let entry = passwd_file(uid).or_else(|| passwd_tool(uid));
-        let account = match entry {
-            Some((name, home)) => {
-                let groups = groups_tool(&name).unwrap_or_else(|| vec![gid]);
-                Account { name, home, groups }
+        let what = format!("the account of uid {uid}");
+        let found = patience.ask(&what, find).and_then(|found| {
+            found.map_err(|error| format!("{what} cannot be looked up on this node: {error}"))
+        });
+        match (found, known) {
+            (Ok(account), _) => {
+                let mut known = self.known.lock();
+                if known.len() >= KNOWN_MAX {
+                    known.clear();
+                }
+                known.insert(uid, (Instant::now(), account.clone()));
+                Ok(account)
             }
-            None => Account { name: uid.to_string(), home: "/".into(), groups: vec![gid] },
-        };
-        let mut known = self.known.lock();
-        if known.len() >= KNOWN_MAX {
-            known.clear();
+            (Err(why), Some((_, account))) => {
+                tracing::warn!(uid, why, "an account is taken as it was");
+                Ok(account)
+            }
+            (Err(why), None) => Err(why),
         }
-        known.insert(uid, (Instant::now(), account.clone()));
-        account
     }
+}
+
+fn find(uid: u32, gid: u32) -> io::Result<Account> {
+    let entry = match passwd_file(uid) {
+        Some(entry) => Some(entry),
+        None => passwd_tool(uid)?,
+    };
+    Ok(match entry {
+        Some((name, home)) => {
+            let groups = groups_tool(&name)?.unwrap_or_else(|| vec![gid]);
+            Account { name, home, groups }
+        }
+        None => Account { name: uid.to_string(), home: "/".into(), groups: vec![gid] },
+    })
 }
 
 fn passwd_file(uid: u32) -> Option<(String, PathBuf)> {
@@ -103,8 +138,9 @@ fn passwd_file(uid: u32) -> Option<(String, PathBuf)> {
     text.lines().find_map(|line| passwd_line(line, uid))
 }
 
-fn passwd_tool(uid: u32) -> Option<(String, PathBuf)> {
-    tool("getent", &["passwd", &uid.to_string()])?.lines().find_map(|line| passwd_line(line, uid))
+fn passwd_tool(uid: u32) -> io::Result<Option<(String, PathBuf)>> {
+    let text = tool("getent", &["passwd", &uid.to_string()], patience::LIMIT)?;
+    Ok(text.and_then(|text| text.lines().find_map(|line| passwd_line(line, uid))))
 }
 
 /// `name:password:uid:gid:gecos:home:shell`
@@ -115,20 +151,53 @@ fn passwd_line(line: &str, uid: u32) -> Option<(String, PathBuf)> {
         .then(|| ((*name).to_owned(), PathBuf::from(if home.is_empty() { "/" } else { home })))
 }
 
-fn groups_tool(name: &str) -> Option<Vec<u32>> {
-    let text = tool("id", &["-G", "--", name])?;
+fn groups_tool(name: &str) -> io::Result<Option<Vec<u32>>> {
+    let Some(text) = tool("id", &["-G", "--", name], patience::LIMIT)? else { return Ok(None) };
     let groups: Vec<u32> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    (!groups.is_empty()).then_some(groups)
+    Ok((!groups.is_empty()).then_some(groups))
 }
 
-fn tool(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program)
+/// What it prints; `None` where it is missing or says no. One that does not end in time is killed,
+/// and an error.
+fn tool(program: &str, arguments: &[&str], limit: Duration) -> io::Result<Option<String>> {
+    let started = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        .spawn();
+    let Ok(mut child) = started else { return Ok(None) };
+    let printed = match child.stdout.take() {
+        Some(stdout) => read_until(stdout, Instant::now() + limit),
+        None => Ok(Vec::new()),
+    };
+    if printed.is_err() {
+        // It may have ended by itself just now.
+        let _ = child.kill();
+    }
+    let status = child.wait()?;
+    let printed =
+        printed.map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+    Ok(status.success().then(|| String::from_utf8_lossy(&printed).into_owned()))
+}
+
+fn read_until(mut from: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&from, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        match from.read(&mut part)? {
+            0 => return Ok(all),
+            n => all.extend_from_slice(&part[..n]),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -167,13 +236,44 @@ mod tests {
     #[test]
     fn root_is_known_and_a_stranger_is_a_number() {
         let accounts = Accounts::default();
-        assert_eq!(accounts.look_up(0, 0).name, "root");
-        let stranger = accounts.look_up(3_999_999_999, 77);
+        let patience = Patience::new(patience::LIMIT);
+        assert_eq!(accounts.look_up(&patience, 0, 0).unwrap().name, "root");
+        let stranger = accounts.look_up(&patience, 3_999_999_999, 77).unwrap();
         assert_eq!((stranger.name.as_str(), stranger.groups), ("3999999999", vec![77]));
         assert_eq!(
             passwd_line("a:x:5:5::/home/a:/bin/sh", 5),
             Some(("a".into(), "/home/a".into()))
         );
         assert_eq!(passwd_line("a:x", 5), None);
+    }
+    #[test]
+    fn an_account_service_that_hangs_is_a_refusal_unless_the_user_is_remembered() {
+        let accounts = Accounts::default();
+        let patience = Patience::new(Duration::from_millis(5));
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let hangs = move || {
+            let _ = hang.recv();
+            Err(io::ErrorKind::TimedOut.into())
+        };
+        let why = accounts.look_up_by(&patience, 5, hangs).unwrap_err();
+        assert!(why.contains("uid 5 gives no answer"), "{why}");
+        drop(release);
+        let fails = || Err(io::Error::other("getent: timed out"));
+        let why = accounts.look_up_by(&patience, 5, fails).unwrap_err();
+        assert!(why.contains("getent: timed out"), "{why}");
+        let long_ago = Instant::now().checked_sub(2 * FRESH).unwrap();
+        let ada = Account { name: "ada".into(), home: "/home/ada".into(), groups: vec![5] };
+        accounts.known.lock().insert(5, (long_ago, ada.clone()));
+        assert_eq!(accounts.look_up_by(&patience, 5, fails), Ok(ada));
+    }
+
+    #[test]
+    fn a_tool_that_does_not_end_is_killed() {
+        let limit = Duration::from_millis(20);
+        let error = tool("sleep", &["86400"], limit).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(tool("printf", &["%s", "a b"], patience::LIMIT).unwrap(), Some("a b".into()));
+        assert_eq!(tool("false", &[], patience::LIMIT).unwrap(), None);
+        assert_eq!(tool("/no/such/tool", &[], limit).unwrap(), None);
     }
 }

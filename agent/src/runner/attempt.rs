@@ -16,10 +16,11 @@ use tessera_model::{AttemptId, Epoch};
 use tessera_shim::{ShimChild, TaskDir, TaskExit, TaskLease};
 
 use super::adopt::{LeftBehind, rank_dir};
-use super::book::{Phase, RunnerEvent, Status};
+use super::book::{Delivered, Phase, RunnerEvent, Status};
 use super::env::Master;
 use super::order::{OrderRecord, TaskOrder, Tombstone};
-use super::{Occupied, Shared, blocking, prepare, release, start, task_end, watch};
+use super::{ObeyError, Occupied, Shared, blocking, prepare, release, start, task_end, watch};
+use crate::control::retry::Backoff;
 use crate::session::{BootMillis, LeaseTerm};
 
 /// Orders to one attempt.
@@ -56,7 +57,7 @@ struct Attempt {
     shared: Arc<Shared>,
     id: AttemptId,
     dir: PathBuf,
-    orders: mpsc::UnboundedReceiver<Command>,
+    orders: mpsc::Receiver<Command>,
     /// What it was prepared with; `None` where nothing is, or where it could not be read.
     record: Option<OrderRecord>,
     beside: JoinSet<Happening>,
@@ -65,13 +66,41 @@ struct Attempt {
     releasing: bool,
     /// When its tasks are killed, if they were told to stop.
     kill_at: Option<Instant>,
+    owed: Owed,
+}
+
+/// Decisions that a full disk did not take yet. They hold all the same, and are tried until they
+/// are written.
+struct Owed {
+    /// It was told to stop, with this grace.
+    tombstone: Option<Duration>,
+    /// Its end was acknowledged.
+    forget: bool,
+    /// When to try again; none where nothing is owed.
+    at: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Owed {
+    fn nothing() -> Self {
+        Self { tombstone: None, forget: false, at: None, backoff: Backoff::new() }
+    }
+
+    fn try_later(&mut self) {
+        self.at = Some(Instant::now() + self.backoff.next());
+    }
 }
 
 /// Hands a command to the attempt's task, which begins if there is none.
-pub(super) fn send(shared: &Arc<Shared>, id: AttemptId, command: Command) {
-    if let Some(orders) = shared.book.deliver(id, command) {
-        shared.runtime.spawn(Attempt::new(shared, id, orders).run());
+pub(super) fn send(shared: &Arc<Shared>, id: AttemptId, command: Command) -> Result<(), ObeyError> {
+    match shared.book.deliver(id, command) {
+        Delivered::ToItsTask => {}
+        Delivered::ToANewOne(orders) => {
+            shared.runtime.spawn(Attempt::new(shared, id, orders).run());
+        }
+        Delivered::Full => return Err(ObeyError::Full { attempt: id }),
     }
+    Ok(())
 }
 
 /// Goes on with an attempt that an earlier agent left. Blocks for a moment.
@@ -112,7 +141,7 @@ pub(super) fn adopt(shared: &Arc<Shared>, left: LeftBehind) {
 }
 
 impl Attempt {
-    fn new(shared: &Arc<Shared>, id: AttemptId, orders: mpsc::UnboundedReceiver<Command>) -> Self {
+    fn new(shared: &Arc<Shared>, id: AttemptId, orders: mpsc::Receiver<Command>) -> Self {
         let dir = shared.attempt_dir(id);
         Self {
             shared: Arc::clone(shared),
@@ -124,6 +153,7 @@ impl Attempt {
             lease_until: None,
             releasing: false,
             kill_at: None,
+            owed: Owed::nothing(),
         }
     }
 
@@ -133,10 +163,8 @@ impl Attempt {
                 command = self.orders.recv() => {
                     let Some(command) = command else { return };
                     self.obey(command).await;
-                    if self.phase() == Phase::Fresh && self.shared.book.leave(self.id, &self.orders) {
-                        return;
-                    }
                 }
+                () = sleep_until(self.owed.at), if self.owed.at.is_some() => self.pay().await,
                 Some(happened) = self.beside.join_next() => match happened {
                     Ok(happening) => self.happened(happening),
                     Err(error) => {
@@ -145,6 +173,12 @@ impl Attempt {
                         }
                     }
                 },
+            }
+            if self.phase() == Phase::Fresh
+                && self.owed.at.is_none()
+                && self.shared.book.leave(self.id, &self.orders)
+            {
+                return;
             }
         }
     }
@@ -189,6 +223,9 @@ impl Attempt {
     async fn prepare(&mut self, epoch: Epoch, order: TaskOrder) {
         let attempt = self.id;
         let status = self.status();
+        if self.is_to_stop(status.phase) {
+            return self.refuse("it was told to stop");
+        }
         match status.phase {
             Phase::Fresh => {}
             Phase::Released => {
@@ -210,6 +247,7 @@ impl Attempt {
         }
         let prepared = {
             let (shared, order) = (Arc::clone(&self.shared), order);
+            let _permit = self.shared.prepares.acquire().await;
             blocking(move || prepare::prepare(&shared, epoch, &order)).await
         };
         match prepared {
@@ -235,6 +273,9 @@ impl Attempt {
 
     async fn commit(&mut self, master: Master) {
         let status = self.status();
+        if self.is_to_stop(status.phase) {
+            return self.refuse("it was told to stop");
+        }
         match status.phase {
             Phase::Prepared => {}
             Phase::Fresh => return self.refuse("it was never prepared here"),
@@ -296,6 +337,7 @@ impl Attempt {
     async fn stop(&mut self, grace: Duration) {
         match self.phase() {
             Phase::Fresh if self.shared.done.holds(self.id) => {
+                self.owed.tombstone = None;
                 self.shared.book.tell(RunnerEvent::Released { attempt: self.id, occupied: vec![] });
             }
             Phase::Fresh | Phase::Prepared => {
@@ -318,9 +360,14 @@ impl Attempt {
         }
     }
 
+    /// Told to stop before it started, although that may not be on disk yet.
+    fn is_to_stop(&self, phase: Phase) -> bool {
+        phase <= Phase::Prepared && self.owed.tombstone.is_some()
+    }
+
     /// Writes the tombstone. A full disk does not keep a running task alive: it is stopped all the
-    /// same, and the scheduler repeats its order until the end is reported.
-    async fn bury(&self, grace: Duration) -> bool {
+    /// same, and the tombstone is tried again until it is written.
+    async fn bury(&mut self, grace: Duration) -> bool {
         let dir = self.dir.clone();
         let tombstone = Tombstone { grace_ms: grace.as_millis().try_into().unwrap_or(u64::MAX) };
         let written = blocking(move || {
@@ -328,11 +375,33 @@ impl Attempt {
             tombstone.write(&dir)
         });
         match written.await {
-            Ok(()) => true,
+            Ok(()) => {
+                self.owed.tombstone = None;
+                true
+            }
             Err(error) => {
-                tracing::error!(attempt = %self.id, %error, "could not write the tombstone; free space on the disk of the state folder");
+                tracing::error!(attempt = %self.id, %error, "could not write the tombstone, it is tried again; free space on the disk of the state folder");
+                let owed = self.owed.tombstone.map_or(grace, |earlier| earlier.min(grace));
+                self.owed.tombstone = Some(owed);
+                self.owed.try_later();
                 false
             }
+        }
+    }
+
+    /// Tries again what is owed.
+    async fn pay(&mut self) {
+        self.owed.at = None;
+        if self.owed.forget {
+            return self.forget().await;
+        }
+        let Some(grace) = self.owed.tombstone else { return };
+        match self.phase() {
+            Phase::Fresh | Phase::Prepared => self.stop(grace).await,
+            // Its tasks were told at once.
+            Phase::Starting | Phase::Running => drop(self.bury(grace).await),
+            // Nothing of it can start any more: its tasks' ends are on disk.
+            Phase::Ending | Phase::Released => self.owed.tombstone = None,
         }
     }
 
@@ -364,9 +433,14 @@ impl Attempt {
         let (shared, id) = (Arc::clone(&self.shared), self.id);
         match blocking(move || shared.done.keep(id)).await {
             // Back to nothing: the task ends with this order.
-            Ok(()) => self.change(|status| *status = Status::fresh()),
+            Ok(()) => {
+                self.owed = Owed::nothing();
+                self.change(|status| *status = Status::fresh());
+            }
             Err(error) => {
-                tracing::error!(attempt = %self.id, %error, "could not move the acknowledged attempt; it is reported again")
+                tracing::error!(attempt = %self.id, %error, "could not move the acknowledged attempt, it is tried again; free space on the disk of the state folder");
+                self.owed.forget = true;
+                self.owed.try_later();
             }
         }
     }
@@ -384,7 +458,10 @@ impl Attempt {
         let dir = self.dir.clone();
         let lease = TaskLease { deadline_boottime_ms: Some(term.until.0) };
         let written = blocking(move || {
-            ranks.into_iter().try_for_each(|r| TaskDir::new(rank_dir(&dir, r)).write_lease(lease))
+            // One that cannot be renewed keeps none of the others from it.
+            let each =
+                ranks.into_iter().map(|r| TaskDir::new(rank_dir(&dir, r)).write_lease(lease));
+            each.fold(Ok(()), |all, one| all.and(one))
         });
         match written.await {
             Ok(()) => self.lease_until = Some(term.until),
@@ -449,5 +526,12 @@ impl Attempt {
         tracing::warn!(attempt = %self.id, why, "order refused");
         let why = why.to_owned();
         self.shared.book.tell(RunnerEvent::Refused { attempt: self.id, why });
+    }
+}
+
+/// Ready at once where there is no time to wait for; the caller asks first.
+async fn sleep_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at).await;
     }
 }

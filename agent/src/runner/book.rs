@@ -89,6 +89,13 @@ pub struct Snapshot {
     pub finished: Vec<(AttemptId, Status)>,
 }
 
+/// Events that wait for the connection; one more ends it.
+const EVENTS_MAX: usize = 16_384;
+/// Orders that wait for one attempt; one more ends the connection that brought it.
+const ORDERS_MAX: usize = 64;
+/// Room that a new deadline leaves for real orders: the next grant brings a later one anyway.
+const ORDERS_RESERVE: usize = ORDERS_MAX / 2;
+
 pub(super) struct Book {
     inside: Mutex<Inside>,
     occupied_version: watch::Sender<u64>,
@@ -97,8 +104,8 @@ pub(super) struct Book {
 #[derive(Default)]
 struct Inside {
     attempts: BTreeMap<AttemptId, Entry>,
-    /// The connection, if there is one. At most a few events for each order it brought.
-    outlet: Option<mpsc::UnboundedSender<RunnerEvent>>,
+    /// The connection, if there is one and it takes what happens.
+    outlet: Option<mpsc::Sender<RunnerEvent>>,
     occupied: BTreeMap<GpuId, Vec<u32>>,
     /// Counts claims, so that a look at a GPU knows whether it was given out meanwhile.
     claims: u64,
@@ -106,7 +113,16 @@ struct Inside {
 
 struct Entry {
     status: Status,
-    orders: mpsc::UnboundedSender<Command>,
+    orders: mpsc::Sender<Command>,
+}
+
+/// Where an order went.
+pub(super) enum Delivered {
+    ToItsTask,
+    /// There is no task yet: one has to begin with this.
+    ToANewOne(mpsc::Receiver<Command>),
+    /// Its task is busy, and too many wait already.
+    Full,
 }
 
 impl Default for Book {
@@ -118,17 +134,18 @@ impl Default for Book {
 impl Inside {
     fn tell(&mut self, event: RunnerEvent) {
         if let Some(outlet) = &self.outlet
-            && outlet.send(event).is_err()
+            && outlet.try_send(event).is_err()
         {
-            // The connection is gone; the next one starts from a snapshot.
+            // The connection is gone, or it does not keep up, which ends it: the next one starts
+            // from a snapshot.
             self.outlet = None;
         }
     }
 }
 
 impl Book {
-    pub fn connect(&self) -> (Snapshot, mpsc::UnboundedReceiver<RunnerEvent>) {
-        let (outlet, events) = mpsc::unbounded_channel();
+    pub fn connect(&self) -> (Snapshot, mpsc::Receiver<RunnerEvent>) {
+        let (outlet, events) = mpsc::channel(EVENTS_MAX);
         let mut inside = self.inside.lock();
         inside.outlet = Some(outlet);
         let mut snapshot = Snapshot::default();
@@ -142,35 +159,35 @@ impl Book {
         (snapshot, events)
     }
 
-    /// Hands an order to the attempt's task; where there is none, the receiver for a new one.
-    pub fn deliver(
-        &self,
-        attempt: AttemptId,
-        command: Command,
-    ) -> Option<mpsc::UnboundedReceiver<Command>> {
+    /// Hands an order to the attempt's task.
+    pub fn deliver(&self, attempt: AttemptId, command: Command) -> Delivered {
         let mut inside = self.inside.lock();
         if let Some(entry) = inside.attempts.get(&attempt) {
             // The task takes its entry out under this lock before it ends.
-            let delivered = entry.orders.send(command);
-            assert!(delivered.is_ok(), "an attempt in the book has a task that reads its orders");
-            return None;
+            return match entry.orders.try_send(command) {
+                Ok(()) => Delivered::ToItsTask,
+                Err(mpsc::error::TrySendError::Full(_)) => Delivered::Full,
+                Err(mpsc::error::TrySendError::Closed(_)) => {
+                    panic!("an attempt in the book has a task that reads its orders")
+                }
+            };
         }
-        let (orders, receiver) = mpsc::unbounded_channel();
-        let sent = orders.send(command);
-        assert!(sent.is_ok(), "the receiver is here");
+        let (orders, receiver) = mpsc::channel(ORDERS_MAX);
+        let sent = orders.try_send(command);
+        assert!(sent.is_ok(), "the receiver is here, and nothing in it");
         inside.attempts.insert(attempt, Entry { status: Status::fresh(), orders });
-        Some(receiver)
+        Delivered::ToANewOne(receiver)
     }
 
     /// Enters an attempt that an earlier agent left.
-    pub fn enter(&self, attempt: AttemptId, status: Status) -> mpsc::UnboundedReceiver<Command> {
-        let (orders, receiver) = mpsc::unbounded_channel();
+    pub fn enter(&self, attempt: AttemptId, status: Status) -> mpsc::Receiver<Command> {
+        let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         self.inside.lock().attempts.insert(attempt, Entry { status, orders });
         receiver
     }
 
     /// Takes out an attempt of which nothing needs to be kept, unless orders came meanwhile.
-    pub fn leave(&self, attempt: AttemptId, orders: &mpsc::UnboundedReceiver<Command>) -> bool {
+    pub fn leave(&self, attempt: AttemptId, orders: &mpsc::Receiver<Command>) -> bool {
         let mut inside = self.inside.lock();
         if !orders.is_empty() {
             return false;
@@ -232,6 +249,12 @@ impl Book {
         Ok(())
     }
 
+    /// What was found on a GPU that an attempt has just claimed and does not get.
+    pub fn found_on_claimed(&self, gpu: &GpuId, pids: Vec<u32>) {
+        self.inside.lock().occupied.insert(gpu.clone(), pids);
+        self.occupied_version.send_modify(|version| *version += 1);
+    }
+
     pub fn unclaim(&self, attempt: AttemptId) {
         self.change(attempt, |status| {
             status.gpus.clear();
@@ -259,7 +282,9 @@ impl Book {
             let phase = entry.status.phase;
             if entry.status.stop_on_lapse && (Phase::Starting..=Phase::Running).contains(&phase) {
                 // A task that is ending its attempt has no use for it.
-                let _ = entry.orders.send(command());
+                if entry.orders.capacity() > ORDERS_RESERVE {
+                    let _ = entry.orders.try_send(command());
+                }
             }
         }
     }

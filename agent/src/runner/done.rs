@@ -5,9 +5,9 @@
 //! attempt is known to have ended.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -71,6 +71,10 @@ impl Done {
     /// and is reported and acknowledged once more.
     pub fn keep(&self, attempt: AttemptId) -> io::Result<()> {
         let from = self.jobs.join(attempt.to_string());
+        if !from.try_exists()? {
+            // Somebody took it away; there is nothing to keep.
+            return Ok(());
+        }
         // The folder's own time is when it was moved here: that is what its age counts from.
         File::open(&from)?.set_modified(SystemTime::now())?;
         std::fs::rename(&from, self.dir(attempt))?;
@@ -123,12 +127,9 @@ fn bytes_below(dir: &Path) -> u64 {
         .sum()
 }
 
-/// A folder that a job's user can walk through to its script, and not list.
 pub(super) fn make_folder(dir: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o711).recursive(true).create(dir) {
-        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", dir.display()))),
-        Ok(()) => Ok(()),
-    }
+    crate::passage::make(dir)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))
 }
 
 #[cfg(test)]

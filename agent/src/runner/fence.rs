@@ -74,7 +74,9 @@ impl Fence {
         if epoch > *highest {
             serde_json::to_vec(&FenceFile { epoch })
                 .map_err(io::Error::from)
-                .and_then(|bytes| tessera_shim::dir::write_durably(&self.dir, FILE, &bytes))
+                .and_then(|bytes| {
+                    tessera_shim::dir::write_durably_with_spare(&self.dir, FILE, &bytes)
+                })
                 .map_err(|source| FenceError::Write { epoch, source })?;
             *highest = epoch;
         }
@@ -97,6 +99,14 @@ mod tests {
         let fence = Fence::open(dir.path()).unwrap();
         assert_eq!(fence.highest(), Epoch(9));
         assert!(fence.admit(Epoch(8)).is_err());
+        // A full disk, as far as new files go: a new scheduler is obeyed all the same.
+        let obstacle = dir.path().join(format!(".fence.{}", std::process::id()));
+        std::fs::create_dir(&obstacle).unwrap();
+        fence.admit(Epoch(10)).unwrap();
+        assert_eq!(Fence::open(dir.path()).unwrap().highest(), Epoch(10));
+        std::fs::remove_file(dir.path().join("fence.spare")).unwrap();
+        assert!(matches!(fence.admit(Epoch(11)), Err(FenceError::Write { .. })));
+        assert_eq!(fence.highest(), Epoch(10), "what is not on disk is not obeyed");
         std::fs::write(dir.path().join("fence"), "x").unwrap();
         assert!(Fence::open(dir.path()).is_err(), "a damaged fence is never taken for 0");
     }

@@ -24,6 +24,7 @@ mod fence; // the highest epoch
 mod gpus; // what we ask about GPUs
 mod logs; // pieces of output
 mod order; // what an attempt runs
+mod patience; // questions that may hang
 mod prepare; // may it run here?
 mod release; // are its GPUs really free?
 mod start; // shims
@@ -91,6 +92,15 @@ pub struct Occupied {
     pub pids: Vec<u32>,
 }
 
+/// Why an order was not even taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ObeyError {
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    #[error("too many orders wait for attempt {attempt} already")]
+    Full { attempt: AttemptId },
+}
+
 #[derive(Clone)]
 pub struct Runner {
     shared: Arc<Shared>,
@@ -102,9 +112,12 @@ pub(crate) struct Shared {
     session: Arc<Session>,
     fence: fence::Fence,
     accounts: account::Accounts,
+    patience: patience::Patience,
     book: Book,
     /// Shims started at once; each is a fork and a few fsyncs.
     starts: tokio::sync::Semaphore,
+    /// Attempts prepared at once; each may wait for folders and account servers that hang.
+    prepares: tokio::sync::Semaphore,
     done: done::Done,
     /// Where attempts' tasks run, whoever brings their orders.
     runtime: tokio::runtime::Handle,
@@ -130,8 +143,10 @@ impl Runner {
         let shared = Arc::new(Shared {
             fence: fence::Fence::open(&settings.state)?,
             accounts: account::Accounts::default(),
+            patience: patience::Patience::new(patience::LIMIT),
             book: Book::default(),
             starts: tokio::sync::Semaphore::new(16),
+            prepares: tokio::sync::Semaphore::new(16),
             done: done::Done::open(&settings.state, settings.keep)?,
             settings,
             gpus,
@@ -145,9 +160,9 @@ impl Runner {
         Ok(Self { shared })
     }
 
-    /// Obeys an order, or says why its epoch does not pass. What comes of it is an event. Orders
-    /// may come twice.
-    pub async fn obey(&self, epoch: Epoch, order: Order) -> Result<(), FenceError> {
+    /// Obeys an order, or says why it does not pass. What comes of it is an event. Orders may come
+    /// twice.
+    pub async fn obey(&self, epoch: Epoch, order: Order) -> Result<(), ObeyError> {
         self.admit(epoch).await?;
         let attempt = order.attempt();
         let command = match order {
@@ -156,8 +171,13 @@ impl Runner {
             Order::Stop { grace, .. } => Command::Stop { grace },
             Order::Forget { .. } => Command::Forget,
         };
-        attempt::send(&self.shared, attempt, command);
-        Ok(())
+        attempt::send(&self.shared, attempt, command)
+    }
+
+    /// Looks once at all GPUs that no attempt holds, so that [`Self::occupied`] is true of them.
+    /// Waits for NVML, but not beyond its deadline.
+    pub async fn look_for_strangers(&self) {
+        release::look_at_free(&self.shared).await;
     }
 
     /// Whether an order of this epoch may be obeyed; a higher one than ever is on disk then.
@@ -174,12 +194,14 @@ impl Runner {
     }
 
     /// Everything that is not acknowledged, and from now on what happens. Ends an earlier
-    /// connection's events. Attempts prepared for an earlier session are given up: nobody may
+    /// connection's events, which also end when they are not taken in time. Attempts prepared for an earlier session are given up: nobody may
     /// commit them any more.
-    pub fn connect(&self) -> (Snapshot, mpsc::UnboundedReceiver<RunnerEvent>) {
+    pub fn connect(&self) -> (Snapshot, mpsc::Receiver<RunnerEvent>) {
         let session = self.shared.session.id();
         for attempt in self.shared.book.prepared_for_others(session) {
-            attempt::send(&self.shared, attempt, Command::Stop { grace: Duration::ZERO });
+            let stop = Command::Stop { grace: Duration::ZERO };
+            // Full: its task looks at the session again before it starts anything.
+            let _ = attempt::send(&self.shared, attempt, stop);
         }
         self.shared.book.connect()
     }

@@ -4,19 +4,21 @@
 //! value at fault, and a folder as it was before. Blocks; not for async threads.
 
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use ring::rand::SecureRandom;
 
-use tessera_model::{Epoch, GpuCondition};
+use tessera_model::{Epoch, GpuCondition, UnixIdentity};
 
 use super::Shared;
-use super::account::run_as;
+use super::account::{Account, run_as};
+use super::gpus::Processes;
 use super::order::{OrderRecord, TaskOrder, Tombstone};
+use super::start::each;
 
 pub(super) const SCRIPT: &str = "script";
 
@@ -62,21 +64,40 @@ fn check(shared: &Shared, order: &TaskOrder) -> Result<(), String> {
     if named != shared.settings.node.as_str() {
         return Err(format!("the order is for node {named}, this is {}", shared.settings.node));
     }
-    run_as(order.unix, shared.settings.identity)?;
-    if let Some(dir) = &order.working_dir {
-        match std::fs::metadata(dir) {
-            Ok(meta) if meta.is_dir() && dir.starts_with('/') => {}
-            Ok(_) => {
-                return Err(format!("the working folder {dir} is no absolute path of a folder"));
-            }
-            Err(error) => {
-                return Err(format!(
-                    "the working folder {dir} cannot be used on this node: {error}"
-                ));
-            }
-        }
+    let (_, account) = whom(shared, order)?;
+    working_dir(shared, order, &account.home).map(drop)
+}
+
+/// Whom to become for this order, if anybody, and the account its tasks run under.
+pub(super) fn whom(
+    shared: &Shared,
+    order: &TaskOrder,
+) -> Result<(Option<UnixIdentity>, Account), String> {
+    let agent = shared.settings.identity;
+    let identity = run_as(order.unix, agent)?;
+    let (uid, gid) = identity.map_or((agent.uid, agent.gid), |user| (user.uid, user.gid));
+    Ok((identity, shared.accounts.look_up(&shared.patience, uid, gid)?))
+}
+
+/// Where its tasks start: what the job asked for, else the user's home if it is there.
+pub(super) fn working_dir(
+    shared: &Shared,
+    order: &TaskOrder,
+    home: &Path,
+) -> Result<PathBuf, String> {
+    let Some(dir) = order.working_dir.as_ref().map(PathBuf::from) else {
+        let asked = home.to_owned();
+        let what = format!("the home folder {}", home.display());
+        let is_there = shared.patience.ask(&what, move || asked.is_dir())?;
+        return Ok(if is_there { home.to_owned() } else { PathBuf::from("/") });
+    };
+    let what = format!("the working folder {}", dir.display());
+    let asked = dir.clone();
+    match shared.patience.ask(&what, move || std::fs::metadata(asked))? {
+        Ok(meta) if meta.is_dir() && dir.is_absolute() => Ok(dir),
+        Ok(_) => Err(format!("{what} is no absolute path of a folder")),
+        Err(error) => Err(format!("{what} cannot be used on this node: {error}")),
     }
-    Ok(())
 }
 
 fn check_gpus(shared: &Shared, order: &TaskOrder) -> Result<(), String> {
@@ -87,7 +108,24 @@ fn check_gpus(shared: &Shared, order: &TaskOrder) -> Result<(), String> {
             None => return Err(format!("this node has no {gpu}")),
         }
     }
-    shared.book.claim(order.attempt, &order.gpus)
+    shared.book.claim(order.attempt, &order.gpus)?;
+    // Asked now, and after the claim: what is on them belongs to nobody.
+    for (gpu, found) in order.gpus.iter().zip(each(&order.gpus, |gpu| shared.gpus.processes(gpu))) {
+        match found {
+            Processes::Pids(pids) if pids.is_empty() => {}
+            Processes::Pids(pids) => {
+                let why = format!(
+                    "{gpu} is used by processes of no job: {pids:?}; it is free again when they have ended"
+                );
+                shared.book.found_on_claimed(gpu, pids);
+                return Err(why);
+            }
+            Processes::Silent => {
+                return Err(format!("{gpu} does not say what runs on it, so nothing is started"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn write(dir: &Path, record: &OrderRecord, shared: &Shared) -> io::Result<()> {
@@ -107,22 +145,10 @@ fn write(dir: &Path, record: &OrderRecord, shared: &Shared) -> io::Result<()> {
 
 /// Makes the attempt's folder, durably.
 pub(super) fn make_attempt_dir(dir: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o711).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    crate::passage::make(dir)?;
     match dir.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
-    }
-}
-
-/// Where the task starts: what the job asked for, else the user's home if it is there.
-pub(super) fn working_dir(order: &TaskOrder, home: &Path) -> PathBuf {
-    match &order.working_dir {
-        Some(dir) => PathBuf::from(dir),
-        None if home.is_dir() => home.to_owned(),
-        None => PathBuf::from("/"),
     }
 }
 

@@ -133,15 +133,19 @@ pub(super) async fn look_for_strangers(shared: Weak<Shared>) {
     loop {
         sleep(ROUNDS).await;
         let Some(shared) = shared.upgrade() else { return };
-        let all = shared.gpus.all();
-        let (claims, free) = shared.book.free_of(all);
-        for (gpu, look) in look_at(&shared, free).await {
-            match look {
-                Look::Idle => shared.book.found_on(&gpu, None, claims),
-                Look::Busy(pids) => shared.book.found_on(&gpu, Some(pids), claims),
-                // Its own condition says so already; what was last seen on it still holds.
-                Look::Silent | Look::Gone => {}
-            }
+        look_at_free(&shared).await;
+    }
+}
+
+/// One round over the GPUs that no attempt holds.
+pub(super) async fn look_at_free(shared: &Arc<Shared>) {
+    let (claims, free) = shared.book.free_of(shared.gpus.all());
+    for (gpu, look) in look_at(shared, free).await {
+        match look {
+            Look::Idle => shared.book.found_on(&gpu, None, claims),
+            Look::Busy(pids) => shared.book.found_on(&gpu, Some(pids), claims),
+            // Its own condition says so already; what was last seen on it still holds.
+            Look::Silent | Look::Gone => {}
         }
     }
 }

@@ -14,11 +14,11 @@ use tessera_shim::{
 };
 
 use super::Shared;
-use super::account::{Account, run_as};
+use super::account::Account;
 use super::adopt::rank_dir;
 use super::env::{Master, environment};
 use super::order::OrderRecord;
-use super::prepare::{SCRIPT, working_dir};
+use super::prepare::{SCRIPT, whom, working_dir};
 
 /// Ranks handled at once; each waits for a few fsyncs.
 const AT_ONCE: usize = 16;
@@ -36,8 +36,18 @@ pub(super) fn start(
     lease: TaskLease,
 ) -> Vec<Started> {
     let attempt_dir = shared.attempt_dir(record.order.attempt);
-    let plan = Plan::of(shared, record, master, lease, &attempt_dir);
     let ranks: Vec<u32> = record.order.rank_range().collect();
+    let plan = match Plan::of(shared, record, master, lease, &attempt_dir) {
+        Ok(plan) => plan,
+        Err(why) => {
+            let end = |rank| {
+                let dir = TaskDir::new(rank_dir(&attempt_dir, rank));
+                let exit = not_started(&dir, &why);
+                (rank, dir, Err(Box::new(exit)))
+            };
+            return ranks.into_iter().map(end).collect();
+        }
+    };
     let dirs = each(&ranks, |&rank| plan.make_dir(rank));
     let failed = dirs.iter().find_map(|made| made.as_ref().err().cloned());
     if let Some(why) = failed {
@@ -60,7 +70,7 @@ pub(super) fn start(
 }
 
 /// A few at a time, the answers in order.
-fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(super) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     if let [item] = items {
         return vec![work(item)];
     }
@@ -118,21 +128,18 @@ impl<'a> Plan<'a> {
         master: &'a Master,
         lease: TaskLease,
         attempt_dir: &'a Path,
-    ) -> Self {
+    ) -> Result<Self, String> {
         let order = &record.order;
-        // Asked at prepare already; the agent's identity does not change.
-        let identity = run_as(order.unix, shared.settings.identity).unwrap_or(order.unix);
-        let agent = shared.settings.identity;
-        let (uid, gid) = identity.map_or((agent.uid, agent.gid), |user| (user.uid, user.gid));
-        let account = shared.accounts.look_up(uid, gid);
+        // Asked at prepare already, but a file server may be gone since.
+        let (identity, account) = whom(shared, order)?;
+        let working_dir = working_dir(shared, order, &account.home)?;
         let mut argv = order.argv.clone();
         if order.script.is_some() {
             argv.insert(0, attempt_dir.join(SCRIPT).display().to_string());
         }
         let started = UnixMillis(i64::try_from(tessera_shim::proc::unix_ms()).unwrap_or(i64::MAX));
         let around = if order.ranks > 1 { around(record, attempt_dir) } else { None };
-        let working_dir = working_dir(order, &account.home);
-        Self {
+        Ok(Self {
             record,
             master,
             lease,
@@ -143,7 +150,7 @@ impl<'a> Plan<'a> {
             identity,
             started,
             around,
-        }
+        })
     }
 
     fn make_dir(&self, rank: u32) -> Result<TaskDir, String> {

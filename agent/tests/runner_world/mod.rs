@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::Receiver;
 
 use tessera_agent::runner::{
     AgentIdentity, Gpus, Keep, LogAnswer, Master, Order, Processes, Runner, RunnerEvent,
@@ -54,7 +54,7 @@ pub struct World {
     identity: AgentIdentity,
     pub session: Arc<Session>,
     pub runner: Runner,
-    events: UnboundedReceiver<RunnerEvent>,
+    events: Receiver<RunnerEvent>,
     /// Came before the one that was waited for.
     earlier: VecDeque<RunnerEvent>,
     runtime: Option<Runtime>,

@@ -66,6 +66,8 @@ fn options_are_read_with_their_units() {
         ("tessera token create --user a --role boss", "finance"),
         ("tessera token create", "--user"),
         ("tessera prices set", "FILE"),
+        ("tessera retire n9", "--reason"),
+        ("tessera retire n9 n10 --reason x", "unexpected argument"),
         ("tessera dev --nodes 0", "0 is not in"),
         ("tessera dev --demo --nodes 3", "cannot be used with"),
     ];
@@ -87,6 +89,7 @@ fn the_rest_of_the_verbs_parse() {
         "tessera cancel 4",
         "tessera nodes n1 n2",
         "tessera drain n1 --reason why",
+        "tessera retire n1 --reason why --json",
         "tessera usage --from 7d --by team,day --format csv -o x.csv",
         "tessera prices",
         "tessera prices set --gpu h100=2.95 --from 2026-12-01 --note x",

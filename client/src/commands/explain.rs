@@ -88,9 +88,9 @@ pub fn text(e: &Explanation, now: UnixMillis, screen: &Screen) -> String {
             when::clock(at, now),
             when::between(now, at)
         )),
-        (Verdict::Waits, None) => {
-            facts.push("no latest start can be told: a running job has no time limit".to_owned());
-        }
+        // The hint says why.
+        (Verdict::Waits, None) if e.hint.is_some() => {}
+        (Verdict::Waits, None) => facts.push("no date can be given".to_owned()),
         _ => {}
     }
     if !facts.is_empty() {

@@ -14,6 +14,7 @@ pub mod cancel;
 
 pub mod cordon; // keep jobs away from nodes
 pub mod nodes; // what there is
+pub mod retire; // a node that is gone for good
 pub mod topology; // where it stands
 
 pub mod prices;
@@ -55,6 +56,7 @@ pub async fn run(cli: &Cli, screen: &Screen) -> Outcome<u8> {
         Verb::Cordon(args) => cordon::keep_away(&api, args, false, screen).await,
         Verb::Drain(args) => cordon::keep_away(&api, args, true, screen).await,
         Verb::Uncordon(args) => cordon::give_back(&api, args, screen).await,
+        Verb::Retire(args) => retire::run(&api, args, screen).await,
         Verb::Topology => topology::run(&api, screen).await,
         Verb::Usage(args) => usage::run(&api, args, screen).await,
         Verb::Prices(args) => prices::run(&api, args, screen).await,

@@ -13,7 +13,7 @@ use crate::call::Api;
 use crate::cli::NodesArgs;
 use crate::failure::Outcome;
 use crate::output::{Grid, Screen, count, left, printable, right};
-use crate::views::{NodeView, jobs_on};
+use crate::views::{NodeView, jobs_on, told};
 use crate::when;
 
 pub async fn run(api: &Api, args: &NodesArgs, screen: &Screen) -> Outcome<u8> {
@@ -99,7 +99,8 @@ pub fn bar(node: &NodeRecord, unicode: bool) -> String {
 pub fn state_word(node: &NodeRecord) -> &'static str {
     match (node.state, &node.cordon) {
         (NodeState::Up, Some(cordon)) if cordon.drain => {
-            if node.cpus_held == 0 && jobs_on(node).is_empty() { "drained" } else { "draining" }
+            let is_empty = node.cpus_held == 0 && node.gpus.iter().all(|g| g.held_by.is_none());
+            if is_empty { "drained" } else { "draining" }
         }
         (NodeState::Up, Some(_)) => "cordoned",
         (state, _) => state.word(),
@@ -241,7 +242,10 @@ fn gpu_grid(node: &NodeRecord, latest: &v1::LatestReply) -> Grid {
             gpu.index.to_string(),
             gpu.model.clone(),
             state.condition.to_string(),
-            measured(state.held_by, |j| j.to_string()),
+            match (state.held_by, told(state)) {
+                (Some(_), None) => "others'".to_owned(),
+                (_, job) => measured(job, |j| j.to_string()),
+            },
             state.team.as_ref().map(ToString::to_string).unwrap_or_default(),
             percent(reading.and_then(|r| r.sm_percent.or(r.busy_percent))),
             percent(reading.and_then(|r| r.tensor_percent)),

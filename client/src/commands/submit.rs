@@ -132,7 +132,8 @@ pub fn outlook(id: JobId, e: &Explanation, now: tessera_model::UnixMillis) -> St
             parts.extend(e.position.map(|p| format!("position {p}")));
             parts.push(match e.expected_start {
                 Some(at) => format!("starts by {} at the latest", when::clock(at, now)),
-                None => "start not known, since a running job has no time limit".to_owned(),
+                // Why not, the scheduler knows best.
+                None => e.hint.clone().unwrap_or_else(|| "no date can be given".to_owned()),
             });
             if e.position.is_none() && e.expected_start.is_none() {
                 parts = vec![own.to_owned()];
@@ -174,7 +175,15 @@ mod tests {
             (base.clone(), "job 823 queued: position 3, starts by 14:05 UTC at the latest"),
             (
                 Explanation { expected_start: None, ..base.clone() },
-                "job 823 queued: position 3, start not known, since a running job has no time limit",
+                "job 823 queued: position 3, no date can be given",
+            ),
+            (
+                Explanation {
+                    expected_start: None,
+                    hint: Some("no date can be given: 2 of the 4 nodes it needs are up".to_owned()),
+                    ..base.clone()
+                },
+                "job 823 queued: position 3, no date can be given: 2 of the 4 nodes it needs are up",
             ),
             (
                 Explanation { expected_start: None, position: None, ..base.clone() },

@@ -135,7 +135,7 @@ async fn create_join(api: &Api, node: &str, screen: &Screen) -> Outcome {
     }
     screen.line(&reply.token)?;
     screen.hint(&format!(
-        "on the node, before {}: tessera-agent run --server URL --state DIR --join-token TOKEN",
+        "on the node, before {}: TESSERA_JOIN_TOKEN=TOKEN tessera-agent --server URL --state DIR",
         when::clock(expires, when::now())
     ));
     Ok(())

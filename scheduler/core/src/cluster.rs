@@ -41,6 +41,9 @@ pub struct Cluster {
     pub teams: BTreeMap<TeamId, Team>,
     pub tokens: BTreeMap<String, Token>,
     pub join_tokens: BTreeMap<String, JoinToken>,
+    /// Nodes that were retired: their certificates are good for nothing until they join again.
+    #[serde(default)]
+    pub retired: BTreeSet<NodeId>,
     pub prices: PriceBook,
     pub nodes: BTreeMap<NodeId, Node>,
     pub jobs: JobTable,
@@ -150,6 +153,7 @@ impl Cluster {
                 if let Some(token) = self.join_tokens.get_mut(id) {
                     token.used_by = Some(node.clone());
                 }
+                self.retired.remove(node);
             }
             Event::PricesPublished { version, .. } => self.prices.publish(version.clone()),
 
@@ -157,9 +161,10 @@ impl Cluster {
                 self.node_up(inventory, *session, adopted);
             }
             Event::InventoryChanged { inventory } => self.inventory_changed(inventory),
-            Event::ConditionsChanged { node, conditions } => {
-                self.with_node(node, |n| n.conditions = conditions.clone());
-            }
+            Event::ConditionsChanged { node, conditions } => self.with_node(node, |n| {
+                n.conditions = conditions.clone();
+                n.occupied.clear();
+            }),
             Event::NodeSilent { node, last_seen } => self.with_node(node, |n| {
                 n.state = NodeState::Silent;
                 n.last_seen = *last_seen;
@@ -171,7 +176,7 @@ impl Cluster {
                     n.last_seen = now;
                 });
             }
-            Event::NodeLost { node, .. } => self.with_node(node, |n| n.state = NodeState::Lost),
+            Event::NodeLost { node, last_seen } => self.node_lost(node, *last_seen),
             Event::NodeCordoned { node, cordon } => {
                 self.with_node(node, |n| n.cordon = Some(cordon.clone()));
             }
@@ -179,6 +184,8 @@ impl Cluster {
                 n.cordon = None;
                 n.occupied.clear();
             }),
+
+            Event::NodeRetired { node, .. } => self.node_retired(node),
 
             Event::JobSubmitted { job, key, spec } => self.job_submitted(*job, key, spec),
             Event::CancelRequested { job, by } => self.cancel_requested(*job, by),
@@ -226,6 +233,57 @@ impl Cluster {
         self.inventory_changed(inventory);
     }
 
+    fn node_lost(&mut self, id: &NodeId, last_seen: UnixMillis) {
+        let held = self.nodes.get(id).map(|n| n.held.keys().cloned().collect::<Vec<_>>());
+        for gpu in held.into_iter().flatten() {
+            let closed = &mut self.outbox.closed;
+            self.timeline.unknown_since(&gpu, last_seen, self.now, closed);
+        }
+        self.with_node(id, |n| n.state = NodeState::Lost);
+    }
+
+    /// A node leaves. Nothing may be held there any more.
+    fn node_retired(&mut self, id: &NodeId) {
+        let Some(node) = self.nodes.remove(id) else { return };
+        assert!(node.held.is_empty(), "{id} was retired while jobs hold its GPUs");
+        let gpus: Vec<GpuId> = self.timeline.at_node(id).cloned().collect();
+        for gpu in gpus {
+            self.timeline.retire(&gpu, self.now, &mut self.outbox.closed);
+        }
+        self.retired.insert(id.clone());
+        self.outbox.nodes.insert(id.clone());
+        self.outbox.hang_up.insert(id.clone());
+        self.settle_duplicates();
+    }
+
+    /// Whose GPU a UUID is: the node that had it first, for as long as it lists or holds it.
+    fn settle_duplicates(&mut self) {
+        let doubted = self.nodes.values().filter(|n| !n.duplicate.is_empty());
+        let ids: Vec<NodeId> = doubted.map(|n| n.id().clone()).collect();
+        for id in ids {
+            self.find_duplicates(&id);
+            self.refresh_classes(&id);
+        }
+    }
+
+    fn find_duplicates(&mut self, id: &NodeId) {
+        let Some(node) = self.nodes.get(id) else { return };
+        let other_home = |gpu: &GpuId| {
+            let home = self.timeline.home(gpu).filter(|home| *home != id)?;
+            let other = self.nodes.get(home)?;
+            let has = other.held.contains_key(gpu)
+                || (other.inventory.gpus.iter().any(|g| g.id == *gpu)
+                    && !other.duplicate.contains_key(gpu));
+            has.then(|| home.clone())
+        };
+        let gpus = node.inventory.gpus.iter().filter(|g| !node.held.contains_key(&g.id));
+        let duplicate: BTreeMap<GpuId, NodeId> =
+            gpus.filter_map(|g| Some((g.id.clone(), other_home(&g.id)?))).collect();
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.duplicate = duplicate;
+        }
+    }
+
     /// Takes a new inventory. A GPU that is gone ends its timeline, unless a job still holds it.
     fn inventory_changed(&mut self, inventory: &NodeInventory) {
         let id = &inventory.node;
@@ -242,7 +300,9 @@ impl Cluster {
         for gpu in gone {
             self.timeline.retire(&gpu, self.now, &mut self.outbox.closed);
         }
+        self.find_duplicates(id);
         self.refresh_classes(id);
+        self.settle_duplicates();
     }
 
     fn with_node(&mut self, id: &NodeId, change: impl FnOnce(&mut Node)) {
@@ -257,11 +317,19 @@ impl Cluster {
         self.outbox.nodes.insert(id.clone());
         let Some(node) = self.nodes.get(id) else { return };
         for gpu in &node.inventory.gpus {
-            // A held GPU keeps the class its lease gave it.
-            if let Some(class) = node.unheld_class(&gpu.id) {
-                let closed = &mut self.outbox.closed;
-                self.timeline.set(&gpu.id, id, &gpu.model, class, self.now, closed);
+            // Another node keeps its account.
+            if node.duplicate.contains_key(&gpu.id) {
+                continue;
             }
+            let holder = node.held.get(&gpu.id).and_then(|a| self.jobs.attempts.get(a));
+            let class = match holder {
+                // It is believed to go on there, but nobody can say so on a bill.
+                Some(_) if node.state == NodeState::Lost => UsageClass::Unknown,
+                Some(attempt) => attempt.usage_class(),
+                None => node.unheld_class(&gpu.id),
+            };
+            let closed = &mut self.outbox.closed;
+            self.timeline.set(&gpu.id, id, &gpu.model, class, self.now, closed);
         }
     }
 
@@ -319,27 +387,9 @@ impl Cluster {
         let spec = Arc::clone(&job.spec);
         self.jobs.set_state(id.job, JobState::Starting);
         self.outbox.jobs.insert(id.job);
-        let class = UsageClass::Allocated {
-            attempt: id,
-            team: spec.team.clone(),
-            project: spec.project.clone(),
-            user: spec.user.clone(),
-        };
         for place in &lease.places {
             let node = self.nodes.get_mut(&place.node).expect("a lease names nodes that exist");
             node.hold(place, id);
-            for gpu in &place.gpus {
-                let model = node.inventory.gpus.iter().find(|g| g.id == *gpu).map(|g| &*g.model);
-                self.timeline.set(
-                    gpu,
-                    &place.node,
-                    model.unwrap_or_default(),
-                    class.clone(),
-                    self.now,
-                    &mut self.outbox.closed,
-                );
-            }
-            self.outbox.nodes.insert(place.node.clone());
         }
         let attempt = Attempt {
             lease: Arc::new(lease.clone()),
@@ -363,6 +413,9 @@ impl Cluster {
             }
         }
         self.jobs.add_attempt(attempt);
+        for place in &lease.places {
+            self.refresh_classes(&place.node);
+        }
     }
 
     pub(crate) fn prepare_order(&self, attempt: &Attempt, node: &NodeId) -> Option<Order> {
@@ -463,7 +516,8 @@ impl Cluster {
             // Heard before, or written off: the agent wants to know that it may forget it, and
             // GPUs on which something still runs are kept from others.
             self.with_node(node, |n| {
-                let free = occupied.iter().filter(|(g, _)| !n.held.contains_key(*g));
+                let here = |g: &GpuId| n.inventory.gpus.iter().any(|gpu| gpu.id == *g);
+                let free = occupied.iter().filter(|(g, _)| here(g) && !n.held.contains_key(*g));
                 let free: Vec<_> = free.map(|(g, pids)| (g.clone(), pids.clone())).collect();
                 n.occupied.extend(free);
             });

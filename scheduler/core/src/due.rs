@@ -44,7 +44,7 @@ pub fn due(cluster: &Cluster, now: UnixMillis, limits: &Limits) -> Vec<Event> {
             NodeState::Silent if quiet > limits.lost => {
                 events.push(Event::NodeLost { node: node_id, last_seen });
             }
-            NodeState::Lost => events.extend(lapsed(cluster, id, last_seen, limits)),
+            NodeState::Lost => events.extend(lapsed(cluster, id, last_seen)),
             _ => {}
         }
     }
@@ -61,7 +61,7 @@ pub fn due(cluster: &Cluster, now: UnixMillis, limits: &Limits) -> Vec<Event> {
                 let committed = attempt.phase != Phase::Preparing;
                 let answered = |n: &NodeId| {
                     if committed {
-                        attempt.started.contains(n)
+                        attempt.has_started(n)
                     } else {
                         attempt.prepared.contains_key(n)
                     }
@@ -84,13 +84,12 @@ fn lapsed<'a>(
     cluster: &'a Cluster,
     node: &'a NodeId,
     last_seen: UnixMillis,
-    limits: &'a Limits,
 ) -> impl Iterator<Item = Event> + 'a {
     let under_lease = cluster.jobs.attempts_on(node).filter(|a| a.spec.requeue && a.holds(node));
     under_lease.map(move |a| Event::PlaceWrittenOff {
         attempt: a.lease.attempt,
         node: node.clone(),
-        charged_until: last_seen.plus(limits.lease),
+        charged_until: last_seen,
         why: WriteOffWhy::LeaseLapsed,
     })
 }

@@ -86,6 +86,8 @@ pub enum Event {
     NodeHeard {
         node: NodeId,
     },
+    /// Teams pay for what they hold there up to `last_seen`, the last proof of life; from then on
+    /// nobody knows, until the node is up again.
     NodeLost {
         node: NodeId,
         last_seen: UnixMillis,
@@ -97,6 +99,12 @@ pub enum Event {
     NodeUncordoned {
         node: NodeId,
         by: UserId,
+    },
+    /// It is gone for good, and with it its GPUs. What ran there was written off before.
+    NodeRetired {
+        node: NodeId,
+        by: UserId,
+        reason: String,
     },
 
     JobSubmitted {
@@ -170,6 +178,8 @@ pub enum WriteOffWhy {
     Forgotten,
     /// Its lease has lapsed for certain, so its shims have stopped it.
     LeaseLapsed,
+    /// An operator says that the node is dead or gone.
+    Retired,
 }
 
 impl Event {
@@ -192,6 +202,7 @@ impl Event {
             Self::NodeLost { .. } => "node_lost",
             Self::NodeCordoned { .. } => "node_cordoned",
             Self::NodeUncordoned { .. } => "node_uncordoned",
+            Self::NodeRetired { .. } => "node_retired",
             Self::JobSubmitted { .. } => "job_submitted",
             Self::CancelRequested { .. } => "cancel_requested",
             Self::LeaseGranted { .. } => "lease_granted",

@@ -4,13 +4,56 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tessera_model::{
-    Explanation, JobId, JobSpec, JobState, Rung, Strength, UnixMillis, Verdict, WaitReason,
+    Explanation, JobId, JobRecord, JobSpec, JobState, Rung, Strength, UnixMillis, Verdict,
+    WaitReason,
 };
 
 use crate::cluster::Cluster;
 use crate::decide::{self, Decision};
 use crate::job_table::Job;
 use crate::placement::{self, NodeView, Pending, Snapshot};
+
+/// All that an answer is made from. To take it off the cluster is quick; to answer means to decide
+/// many times over, which is done elsewhere than where the cluster is.
+pub enum Question {
+    /// There is nothing to find out.
+    Answered(Explanation),
+    Waiting {
+        snapshot: Snapshot,
+        position: usize,
+        id: Option<JobId>,
+        known: Option<WaitReason>,
+    },
+}
+
+impl Question {
+    pub fn answer(self) -> Explanation {
+        match self {
+            Self::Answered(explanation) => explanation,
+            Self::Waiting { snapshot, position, id, known } => {
+                waiting(&snapshot, position, id, known)
+            }
+        }
+    }
+}
+
+/// What a job that does not wait any more has to say.
+pub fn told(record: &JobRecord) -> Explanation {
+    let verdict = if record.state.is_terminal() { Verdict::Ended } else { Verdict::Started };
+    let mut summary = format!("job {} is {}", record.id, record.state.word());
+    if !record.reason.is_empty() {
+        summary += &format!(": {}", record.reason);
+    }
+    Explanation {
+        job: Some(record.id),
+        verdict,
+        summary,
+        ladder: Vec::new(),
+        expected_start: record.started_at,
+        position: None,
+        hint: None,
+    }
+}
 
 /// Explains a job that exists. `waits` are the reasons of the last decision.
 pub fn job(
@@ -19,30 +62,48 @@ pub fn job(
     job: &Job,
     waits: &BTreeMap<JobId, WaitReason>,
 ) -> Explanation {
+    ask(cluster, now, job, waits).answer()
+}
+
+/// The question why a job waits. `waits` are the reasons of the last decision.
+pub fn ask(
+    cluster: &Cluster,
+    now: UnixMillis,
+    job: &Job,
+    waits: &BTreeMap<JobId, WaitReason>,
+) -> Question {
     if job.state != JobState::Pending {
-        let record = cluster.record(job);
-        let verdict = if job.state.is_terminal() { Verdict::Ended } else { Verdict::Started };
-        let mut summary = format!("job {} is {}", job.id, job.state.word());
-        if !record.reason.is_empty() {
-            summary += &format!(": {}", record.reason);
-        }
-        return Explanation {
-            job: Some(job.id),
-            verdict,
-            summary,
-            ladder: Vec::new(),
-            expected_start: record.started_at,
-            position: None,
-            hint: None,
-        };
+        return Question::Answered(told(&cluster.record(job)));
     }
     let snapshot = Snapshot::of(cluster, now);
-    let position = snapshot.pending.iter().position(|p| p.job == job.id).unwrap_or(0);
-    waiting(&snapshot, position, Some(job.id), waits.get(&job.id).cloned())
+    let Some(position) = snapshot.pending.iter().position(|p| p.job == job.id) else {
+        return Question::Answered(not_reached(job, cluster.jobs.ahead_of(job)));
+    };
+    let known = waits.get(&job.id).cloned();
+    Question::Waiting { snapshot, position, id: Some(job.id), known }
+}
+
+/// A job so far behind that no round has looked at it yet.
+fn not_reached(job: &Job, ahead: usize) -> Explanation {
+    let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
+    Explanation {
+        job: Some(job.id),
+        verdict: Verdict::Waits,
+        summary: format!("job {}: {}", job.id, WaitReason::NotReached { ahead }),
+        ladder: Vec::new(),
+        expected_start: None,
+        position: Some(ahead.saturating_add(1)),
+        hint: None,
+    }
 }
 
 /// Explains a job that is only imagined, as if it were submitted now.
 pub fn imagined(cluster: &Cluster, now: UnixMillis, spec: &JobSpec) -> Explanation {
+    ask_imagined(cluster, now, spec).answer()
+}
+
+/// The question what would become of a job if it were submitted now.
+pub fn ask_imagined(cluster: &Cluster, now: UnixMillis, spec: &JobSpec) -> Question {
     let mut snapshot = Snapshot::of(cluster, now);
     let id = JobId(cluster.next_job.max(1));
     let higher =
@@ -60,7 +121,7 @@ pub fn imagined(cluster: &Cluster, now: UnixMillis, spec: &JobSpec) -> Explanati
             avoid: BTreeSet::new(),
         },
     );
-    waiting(&snapshot, position, None, None)
+    Question::Waiting { snapshot, position, id: None, known: None }
 }
 
 fn waiting(

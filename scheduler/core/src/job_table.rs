@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tessera_model::usage::UsageClass;
 use tessera_model::{
-    AttemptId, JobId, JobSpec, JobState, Lease, NodeId, TaskEnd, UnixMillis, UserId,
+    AttemptId, JobId, JobSpec, JobState, Lease, NodeId, TaskEnd, TeamId, UnixMillis, UserId,
 };
 
 use crate::event::StopWhy;
 
-/// Ended jobs kept in memory. Older ones are in the store only.
+/// Ended jobs kept in memory, and the bytes of their programs. Older ones are in the store only.
 pub const ENDED_KEPT: usize = 20_000;
+pub const ENDED_BYTES: u64 = 256 << 20;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
@@ -80,6 +82,26 @@ impl Attempt {
         self.lease.places.iter().enumerate().find(|(_, p)| p.node == *node)
     }
 
+    /// The class of the GPUs it holds.
+    pub fn usage_class(&self) -> UsageClass {
+        UsageClass::Allocated {
+            attempt: self.lease.attempt,
+            team: self.spec.team.clone(),
+            project: self.spec.project.clone(),
+            user: self.spec.user.clone(),
+        }
+    }
+
+    /// Whether `node` has started its tasks, as far as can be known: it said so, or they have
+    /// ended already.
+    pub fn has_started(&self, node: &NodeId) -> bool {
+        let ended =
+            |(index, _): (usize, _)| self.ranks_at(index).all(|r| self.ended.contains_key(&r));
+        self.started.contains(node)
+            || self.released.contains(node)
+            || self.place(node).is_some_and(ended)
+    }
+
     /// Ranks that run at place `index`.
     pub fn ranks_at(&self, index: usize) -> std::ops::Range<u32> {
         let per_node = self.spec.gang.tasks_per_node;
@@ -117,6 +139,13 @@ pub struct JobTable {
     /// Waiting jobs in the one total order: higher priority, then earlier.
     #[serde(skip)]
     queue: BTreeSet<(Reverse<i32>, JobId)>,
+    /// Waiting jobs by team, and the bytes of all waiting programs.
+    #[serde(skip)]
+    waiting: BTreeMap<TeamId, usize>,
+    #[serde(skip)]
+    waiting_bytes: u64,
+    #[serde(skip)]
+    ended_bytes: u64,
     /// Attempts that hold something on a node.
     #[serde(skip)]
     on_node: BTreeMap<NodeId, BTreeSet<AttemptId>>,
@@ -134,10 +163,10 @@ impl JobTable {
         for job in &jobs {
             self.index_key(job);
             if job.state == JobState::Pending {
-                self.queue.insert((Reverse(job.spec.priority), job.id));
+                self.enqueue(&job.spec, job.id);
             }
-            if job.state.is_terminal() {
-                self.ended.insert((job.ended_at, job.id));
+            if job.state.is_terminal() && self.ended.insert((job.ended_at, job.id)) {
+                self.ended_bytes += job.spec.program.bytes();
             }
         }
         for (id, attempt) in &self.attempts {
@@ -157,7 +186,7 @@ impl JobTable {
 
     pub fn insert(&mut self, job: Job) {
         self.index_key(&job);
-        self.queue.insert((Reverse(job.spec.priority), job.id));
+        self.enqueue(&job.spec, job.id);
         self.jobs.insert(job.id, job);
     }
 
@@ -179,6 +208,41 @@ impl JobTable {
         self.queue.len()
     }
 
+    /// Waiting jobs of one team.
+    pub fn queue_len_of(&self, team: &TeamId) -> usize {
+        self.waiting.get(team).copied().unwrap_or(0)
+    }
+
+    /// Bytes that the programs of waiting jobs take in memory.
+    pub fn queue_bytes(&self) -> u64 {
+        self.waiting_bytes
+    }
+
+    /// How many jobs stand before a waiting one.
+    pub fn ahead_of(&self, job: &Job) -> usize {
+        self.queue.range(..(Reverse(job.spec.priority), job.id)).count()
+    }
+
+    fn enqueue(&mut self, spec: &JobSpec, id: JobId) {
+        if self.queue.insert((Reverse(spec.priority), id)) {
+            *self.waiting.entry(spec.team.clone()).or_default() += 1;
+            self.waiting_bytes += spec.program.bytes();
+        }
+    }
+
+    fn dequeue(&mut self, spec: &JobSpec, id: JobId) {
+        if !self.queue.remove(&(Reverse(spec.priority), id)) {
+            return;
+        }
+        self.waiting_bytes -= spec.program.bytes();
+        if let Some(count) = self.waiting.get_mut(&spec.team) {
+            *count -= 1;
+            if *count == 0 {
+                self.waiting.remove(&spec.team);
+            }
+        }
+    }
+
     /// Moves a job along the published graph; any other move is a broken promise.
     pub fn set_state(&mut self, id: JobId, next: JobState) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
@@ -191,35 +255,35 @@ impl JobTable {
             job.state.word(),
             next.word()
         );
-        let key = (Reverse(job.spec.priority), id);
-        if next == JobState::Pending {
-            self.queue.insert(key);
-        } else {
-            self.queue.remove(&key);
-        }
         job.state = next;
+        let (spec, ended_at) = (Arc::clone(&job.spec), job.ended_at);
+        if next == JobState::Pending {
+            self.enqueue(&spec, id);
+        } else {
+            self.dequeue(&spec, id);
+        }
         if next.is_terminal() {
-            self.ended.insert((job.ended_at, id));
+            self.ended.insert((ended_at, id));
+            self.ended_bytes += spec.program.bytes();
         }
     }
 
     /// Lets the oldest ended jobs go, but none that still holds a GPU.
     pub fn prune(&mut self) {
-        while self.ended.len() > ENDED_KEPT {
-            let Some((_, id)) = self.ended.first().copied() else { return };
-            let holds = self
-                .jobs
-                .get(&id)
-                .and_then(|j| j.attempt)
-                .is_some_and(|a| self.attempts.contains_key(&a));
-            if holds {
+        while self.ended.len() > ENDED_KEPT || self.ended_bytes > ENDED_BYTES {
+            let holds = |id: &JobId| {
+                let attempt = self.jobs.get(id).and_then(|j| j.attempt);
+                attempt.is_some_and(|a| self.attempts.contains_key(&a))
+            };
+            let Some(oldest) = self.ended.iter().find(|(_, id)| !holds(id)).copied() else {
                 return;
-            }
-            self.ended.pop_first();
-            if let Some(job) = self.jobs.remove(&id)
-                && let Some(key) = job.key
-            {
-                self.keys.remove(&(job.spec.user.clone(), key));
+            };
+            self.ended.remove(&oldest);
+            if let Some(job) = self.jobs.remove(&oldest.1) {
+                self.ended_bytes -= job.spec.program.bytes();
+                if let Some(key) = job.key {
+                    self.keys.remove(&(job.spec.user.clone(), key));
+                }
             }
         }
     }

@@ -17,8 +17,12 @@ pub struct Node {
     pub cordon: Option<Cordon>,
     /// GPUs the agent says are not healthy.
     pub conditions: BTreeMap<GpuId, GpuCondition>,
-    /// GPUs on which something still ran after their lease ended. Cleared by an uncordon or a reboot.
+    /// GPUs on which something still ran after their lease ended. The agent's next word on its
+    /// GPUs' conditions goes before it.
     pub occupied: BTreeMap<GpuId, Vec<u32>>,
+    /// GPUs of which another node has the same, by that node.
+    #[serde(default)]
+    pub duplicate: BTreeMap<GpuId, NodeId>,
     pub held: BTreeMap<GpuId, AttemptId>,
     pub cpus_held: u32,
     pub memory_held: Bytes,
@@ -36,6 +40,7 @@ impl Node {
             cordon: None,
             conditions: BTreeMap::new(),
             occupied: BTreeMap::new(),
+            duplicate: BTreeMap::new(),
             held: BTreeMap::new(),
             cpus_held: 0,
             memory_held: Bytes(0),
@@ -49,6 +54,9 @@ impl Node {
     }
 
     pub fn condition(&self, gpu: &GpuId) -> GpuCondition {
+        if let Some(node) = self.duplicate.get(gpu) {
+            return GpuCondition::Duplicate { node: node.clone() };
+        }
         match (self.conditions.get(gpu), self.occupied.get(gpu)) {
             (Some(condition), _) => condition.clone(),
             (None, Some(pids)) => GpuCondition::Occupied { pids: pids.clone() },
@@ -75,12 +83,9 @@ impl Node {
         self.memory_held.0 -= place.memory.0;
     }
 
-    /// What each GPU is doing, from the node's side; `None` for a GPU that a job holds.
-    pub fn unheld_class(&self, gpu: &GpuId) -> Option<UsageClass> {
-        if self.held.contains_key(gpu) {
-            return None;
-        }
-        Some(if self.state != NodeState::Up {
+    /// What a GPU that no job holds is doing.
+    pub fn unheld_class(&self, gpu: &GpuId) -> UsageClass {
+        if self.state != NodeState::Up {
             UsageClass::Unknown
         } else if !self.condition(gpu).is_healthy() {
             UsageClass::Failed
@@ -88,7 +93,7 @@ impl Node {
             UsageClass::Drain
         } else {
             UsageClass::Idle
-        })
+        }
     }
 
     pub fn id(&self) -> &NodeId {

@@ -63,6 +63,10 @@ pub fn verify(cluster: &Cluster, lease: &Lease) -> Result<(), Violation> {
             if !gpus.insert(gpu) || node.held.contains_key(gpu) {
                 return fail(format!("{gpu} is held"));
             }
+            // A UUID is one device, whatever two nodes say of it.
+            if let Some(other) = cluster.timeline.home(gpu).filter(|home| *home != id) {
+                return fail(format!("{gpu} is accounted at {other}"));
+            }
             if !node.condition(gpu).is_healthy() {
                 return fail(format!("{gpu} is not healthy"));
             }

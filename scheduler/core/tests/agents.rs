@@ -15,6 +15,7 @@ use tessera_model::{
 fn hello(index: u32, boot: u32, session: u64, running: &[AttemptId]) -> Hello {
     Hello {
         session: SessionId(session),
+        epoch: Epoch(0),
         inventory: inventory(&format!("n{index}"), boot, &[(0, 0); 2]),
         conditions: BTreeMap::new(),
         running: running
@@ -203,5 +204,87 @@ fn what_an_older_session_says_is_not_heard() {
         report(&mut story, 0, 1, said);
     }
     assert_eq!(story.journal.len(), events);
+    assert_eq!(state(&story), JobState::Running);
+}
+
+fn admin() -> tessera_model::Principal {
+    let user = tessera_model::UserId::parse("root").unwrap();
+    tessera_model::Principal { user, role: tessera_model::Role::Admin, teams: vec![], unix: None }
+}
+
+#[test]
+fn a_gpu_that_two_nodes_list_stays_with_the_first_and_is_given_out_once() {
+    let mut story = Story::with_nodes(1, 2);
+    // n1 shows n0's board: the same image, or the board was moved.
+    let mut other = hello(1, 0, 9, &[]);
+    other.inventory.gpus[0].id = gpu_id("n0", 0);
+    assert!(greet(&mut story, other.clone()));
+    let home = node_id("n0");
+    let doubted = &story.cluster.nodes[&node_id("n1")];
+    let condition = doubted.condition(&gpu_id("n0", 0));
+    assert_eq!(condition, GpuCondition::Duplicate { node: home.clone() });
+    for _ in 0..4 {
+        story.submit(spec(1, 1));
+    }
+    assert_eq!(story.decide().len(), 3, "three boards are there");
+    assert_eq!(story.cluster.timeline.home(&gpu_id("n0", 0)), Some(&home));
+    // Once the first one is gone for good, it is the other's.
+    story.pass(Millis::from_secs(20));
+    for event in due(&story.cluster, story.now, &Limits::default()) {
+        story.push(event);
+    }
+    greet(&mut story, Hello { session: SessionId(10), ..other });
+    let (jobs, events) = door::retire(&story.cluster, story.now, &admin(), &home, "moved").unwrap();
+    assert_eq!(jobs.len(), 2);
+    events.into_iter().for_each(|e| story.push(e));
+    let now_at = &story.cluster.nodes[&node_id("n1")];
+    assert!(now_at.condition(&gpu_id("n0", 0)).is_healthy());
+    assert_eq!(story.cluster.timeline.home(&gpu_id("n0", 0)), Some(&node_id("n1")));
+}
+
+#[test]
+fn a_node_that_burnt_down_is_retired_and_its_job_is_over() {
+    let mut story = running(spec(1, 2));
+    let node = node_id("n0");
+    let refused = door::retire(&story.cluster, story.now, &admin(), &node, "fire").unwrap_err();
+    assert!(refused.message.contains("is up"), "{refused}");
+    story.pass(Millis::HOUR);
+    while let Some(event) = due(&story.cluster, story.now, &Limits::default()).into_iter().next() {
+        story.push(event);
+    }
+    assert_eq!(state(&story), JobState::Running, "nobody knows, so it is not said to be over");
+    let (jobs, events) = door::retire(&story.cluster, story.now, &admin(), &node, "fire").unwrap();
+    assert_eq!(jobs, [JobId(1)]);
+    events.into_iter().for_each(|e| story.push(e));
+    assert_eq!(state(&story), JobState::Lost);
+    assert!(story.cluster.nodes.is_empty());
+    assert_eq!(story.cluster.timeline.open_until(story.now).count(), 0);
+    let charged: u64 = story
+        .cluster
+        .take_outbox()
+        .closed
+        .iter()
+        .filter(|i| i.class.word() == "allocated")
+        .map(|i| i.end.since(i.start).0)
+        .sum();
+    assert_eq!(charged, 0, "its team pays up to the last proof of life");
+}
+
+#[test]
+fn a_task_that_ended_before_a_restart_counts_as_started() {
+    let mut story = Story::with_nodes(2, 2);
+    story.submit(spec(2, 2));
+    story.decide();
+    let id = attempt(1, 1);
+    for i in 0..2 {
+        report(&mut story, i, u64::from(i) + 1, Report::Prepared { attempt: id, master_port: 1 });
+    }
+    report(&mut story, 1, 2, Report::Started { attempt: id });
+    let end = TaskEnd::Exited { code: 0 };
+    report(&mut story, 1, 2, Report::TaskEnded { attempt: id, rank: 1, end });
+    report(&mut story, 1, 2, Report::Released { attempt: id, occupied: BTreeMap::new() });
+    // A restart forgets who has said that its tasks were started.
+    story.cluster.jobs.attempts.get_mut(&id).unwrap().started.clear();
+    report(&mut story, 0, 1, Report::Started { attempt: id });
     assert_eq!(state(&story), JobState::Running);
 }

@@ -139,6 +139,7 @@ fn one_of_each() -> Vec<Event> {
             cordon: Cordon { drain: true, by: "sre".to_owned(), reason: "fan".to_owned() },
         },
         Event::NodeUncordoned { node: n0.clone(), by: by() },
+        Event::NodeRetired { node: n0.clone(), by: by(), reason: "scrapped".to_owned() },
         Event::JobSubmitted { job: JobId(812), key: Some("k".to_owned()), spec: Arc::new(full) },
         Event::JobSubmitted { job: JobId(813), key: None, spec: Arc::new(spec(1, 0)) },
         Event::CancelRequested { job: JobId(812), by: by() },
@@ -306,6 +307,7 @@ fn take(story: &mut Story, step: Step, boots: &mut u32) {
             *boots += 1;
             let boot = if matches!(step, Step::Reboot(_)) { *boots } else { 0 };
             let hello = door::Hello {
+                epoch: Epoch(0),
                 session: SessionId(1_000 + u64::from(*boots)),
                 inventory: inventory(&format!("n{i}"), boot, &[(0, 0); 4]),
                 conditions: BTreeMap::new(),

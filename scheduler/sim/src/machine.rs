@@ -199,6 +199,7 @@ impl Machine {
         let ended = |r: &Record| r.ended.iter().map(|(rank, e)| (*rank, e.clone())).collect();
         let mut hello = Hello {
             session,
+            epoch: self.disk.epoch,
             inventory: self.inventory.clone(),
             conditions: self.conditions.clone(),
             running: Vec::new(),

@@ -396,10 +396,13 @@ fn absent(world: &World) -> BTreeMap<GpuId, Vec<(UnixMillis, UnixMillis)>> {
 /// GPU-milliseconds of each lease, counted from the journal alone.
 fn held_by_journal(world: &World) -> BTreeMap<AttemptId, u64> {
     let mut held: BTreeMap<AttemptId, u64> = BTreeMap::new();
-    let mut open: BTreeMap<(AttemptId, NodeId), (UnixMillis, u64)> = BTreeMap::new();
-    let mut give_back = |open: Option<(UnixMillis, u64)>, attempt: AttemptId, until: UnixMillis| {
+    // Since when it is charged, `None` while its node is lost; and how many GPUs.
+    type Open = (Option<UnixMillis>, u64);
+    let mut open: BTreeMap<(AttemptId, NodeId), Open> = BTreeMap::new();
+    let mut give_back = |open: Option<Open>, attempt: AttemptId, until: UnixMillis| {
         if let Some((since, gpus)) = open {
-            *held.entry(attempt).or_default() += until.since(since).0 * gpus;
+            let length = since.map_or(0, |since| until.since(since).0);
+            *held.entry(attempt).or_default() += length * gpus;
         }
     };
     for stamped in world.journal() {
@@ -407,8 +410,18 @@ fn held_by_journal(world: &World) -> BTreeMap<AttemptId, u64> {
             Event::LeaseGranted { lease } => {
                 for place in &lease.places {
                     let key = (lease.attempt, place.node.clone());
-                    open.insert(key, (stamped.at, place.gpus.len() as u64));
+                    open.insert(key, (Some(stamped.at), place.gpus.len() as u64));
                 }
+            }
+            Event::NodeLost { node, last_seen } => {
+                for ((attempt, _), held) in open.iter_mut().filter(|((_, n), _)| n == node) {
+                    give_back(Some(*held), *attempt, (*last_seen).min(stamped.at));
+                    held.0 = None;
+                }
+            }
+            Event::NodeUp { inventory, .. } => {
+                let here = open.iter_mut().filter(|((_, n), _)| *n == inventory.node);
+                here.for_each(|(_, held)| _ = held.0.get_or_insert(stamped.at));
             }
             Event::PlaceReleased { attempt, node, .. } => {
                 give_back(open.remove(&(*attempt, node.clone())), *attempt, stamped.at);

@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
-use tessera_core::{Order, door};
-use tessera_model::{BootId, Epoch, NodeId, NodeState, Refusal, RefusalKind, SessionId};
+use tessera_core::{Cluster, Order, door};
+use tessera_model::{BootId, Epoch, NodeId, Refusal, RefusalKind, SessionId};
 use tessera_proto::status::to_status;
 use tessera_proto::telemetry::Decoder;
 use tessera_proto::v1;
@@ -51,7 +51,7 @@ impl v1::agents_server::Agents for Service {
         &self,
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::Certificate>, Status> {
-        let node = auth::node(&request)?;
+        let node = self.present_node(&request).await?;
         let csr = request.into_inner().csr_pem;
         let certificate = self.certificate(&csr, &node).map_err(|e| to_status(&e))?;
         tracing::info!(%node, "renewed a node's certificate");
@@ -69,6 +69,7 @@ impl v1::agents_server::Agents for Service {
         let first = tokio::time::timeout(HELLO_WITHIN, reports.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello came within 10 s"))??;
+        self.not_retired(&node).await?;
         let hello = wire::hello(first, &node).map_err(|e| to_status(&e))?;
         let session = hello.session;
         let (orders_tx, orders) = mpsc::channel(ORDERS_MAX);
@@ -90,7 +91,7 @@ impl v1::agents_server::Agents for Service {
         &self,
         request: Request<Streaming<v1::TelemetryBatch>>,
     ) -> Result<Response<Self::TelemetryStream>, Status> {
-        let node = auth::node(&request)?;
+        let node = self.present_node(&request).await?;
         let mut batches = request.into_inner();
         let (out, answer) = stream();
         let shared = self.0.clone();
@@ -129,7 +130,7 @@ impl v1::agents_server::Agents for Service {
         &self,
         request: Request<Streaming<v1::LogPiece>>,
     ) -> Result<Response<Self::LogsStream>, Status> {
-        let node = auth::node(&request)?;
+        let node = self.present_node(&request).await?;
         let mut pieces = request.into_inner();
         let (out, answer) = stream();
         let (line, mut wanted) = self.0.logs.connect(node);
@@ -159,8 +160,33 @@ impl v1::agents_server::Agents for Service {
 }
 
 impl Service {
-    /// Uses up a join token for a certificate. The request is looked at first, so that a bad one
-    /// costs no token.
+    /// The node that calls, unless it was retired: its certificate is good for nothing then, until
+    /// the node joins anew.
+    async fn present_node<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        let node = auth::node(request)?;
+        self.not_retired(&node).await?;
+        Ok(node)
+    }
+
+    async fn not_retired(&self, node: &NodeId) -> Result<(), Status> {
+        let asked = node.clone();
+        let retired = self.0.handle.read(move |view| view.cluster.retired.contains(&asked)).await;
+        if retired.map_err(|e| to_status(&e))? {
+            tracing::warn!(%node, "a node that was retired called");
+            return Err(to_status(&Refusal::new(
+                RefusalKind::Unauthenticated,
+                "",
+                format!("node {node} was retired, its certificate is no longer good"),
+                format!(
+                    "to have it back, let it join anew: `tessera token create --node {node}`, and start its agent with that token and an empty state folder"
+                ),
+            )));
+        }
+        Ok(())
+    }
+
+    /// Uses up a join token for a certificate. Token and request are looked at and the certificate
+    /// is made first, so that what fails here costs no token.
     async fn admit(
         &self,
         id: &str,
@@ -181,16 +207,17 @@ impl Service {
             )
         })?;
         let joining = node.clone();
-        self.0
-            .handle
-            .change(move |cluster, now| {
-                let used = door::use_join_token(cluster, now, &shown.id, &shown.hash, &joining)?;
-                not_taken(cluster, &shown.id, &joining)?;
-                Ok(used)
-            })
-            .await?;
+        let used = move |cluster: &Cluster, now| {
+            let used = door::use_join_token(cluster, now, &shown.id, &shown.hash, &joining)?;
+            not_taken(cluster, &shown.id, &joining)?;
+            Ok(used)
+        };
+        let checked = used.clone();
+        self.0.handle.read(move |view| checked(view.cluster, view.now).map(|_| ())).await??;
+        let certificate = self.certificate(csr, &node)?;
+        self.0.handle.change(used).await?;
         tracing::info!(%node, "a node joined");
-        self.certificate(csr, &node)
+        Ok(certificate)
     }
 
     fn certificate(&self, csr: &str, node: &NodeId) -> Result<v1::Certificate, Refusal> {
@@ -203,16 +230,18 @@ impl Service {
     }
 }
 
-/// A token for any name gives no right to the name of a node that is there: its holder would get
-/// that node's jobs.
-fn not_taken(cluster: &tessera_core::Cluster, token: &str, node: &NodeId) -> Result<(), Refusal> {
+/// A token for any name gives no right to the name of a node that is known, be it up or not: its
+/// holder would get that node's jobs and could say how they ended.
+fn not_taken(cluster: &Cluster, token: &str, node: &NodeId) -> Result<(), Refusal> {
     let names_it = cluster.join_tokens.get(token).is_some_and(|t| t.node.as_ref() == Some(node));
-    let is_up = cluster.nodes.get(node).is_some_and(|n| n.state == NodeState::Up);
-    if is_up && !names_it {
+    if !names_it && let Some(known) = cluster.nodes.get(node) {
+        let state = known.state.word();
         return Err(Refusal::new(
             RefusalKind::Precondition,
             "node",
-            format!("a node {node} is up already, and the token is for a new one"),
+            format!(
+                "there is a node {node} already, it is {state}, and the token is for a new one"
+            ),
             format!(
                 "choose another --name, or make a token for this one: `tessera token create --node {node}`"
             ),

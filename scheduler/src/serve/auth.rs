@@ -51,6 +51,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("/tessera.v1.Nodes/List", Rule::Person(Verb::Look)),
     ("/tessera.v1.Nodes/Cordon", Rule::Person(Verb::ManageNodes)),
     ("/tessera.v1.Nodes/Uncordon", Rule::Person(Verb::ManageNodes)),
+    ("/tessera.v1.Nodes/Retire", Rule::Person(Verb::ManageNodes)),
     ("/tessera.v1.Nodes/GetTopology", Rule::Person(Verb::Look)),
     ("/tessera.v1.Nodes/Latest", Rule::Person(Verb::Look)),
     ("/tessera.v1.Usage/Report", Rule::Person(Verb::Look)),
@@ -223,7 +224,7 @@ fn bad_token() -> Refusal {
 fn no_certificate() -> Refusal {
     unauthenticated(
         "the call is for nodes and the connection shows no node's certificate",
-        "start the agent with a join token: `tessera-agent --join-token TOKEN …`",
+        "start the agent with a join token: `TESSERA_JOIN_TOKEN=TOKEN tessera-agent …`",
     )
 }
 

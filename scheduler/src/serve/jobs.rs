@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use tessera_core::access;
 use tessera_core::door::{self, JobFilter, Submitted};
 use tessera_core::job_table::Job;
+use tessera_core::{access, explain};
 use tessera_model::{
-    JobId, JobRecord, JobSpec, Principal, Program, Refusal, RefusalKind, TeamId, UserId,
+    Explanation, JobId, JobRecord, JobSpec, Principal, Program, Refusal, RefusalKind, TeamId,
+    UserId,
 };
 use tessera_proto::jobs::{explanation_to_wire, job_to_wire, spec_from_wire, state_from_wire};
 use tessera_proto::status::to_status;
@@ -227,25 +228,56 @@ impl Shared {
         }
     }
 
+    /// Thinks a question out beside the writer, which has other things to do meanwhile.
+    async fn answer(&self, question: explain::Question) -> Result<Explanation, Refusal> {
+        if let explain::Question::Answered(explanation) = question {
+            return Ok(explanation);
+        }
+        let broke_off = || internal("the explanation broke off");
+        let turn = self.explaining.clone().acquire_owned().await.map_err(|_| broke_off())?;
+        let thinking = tokio::task::spawn_blocking(move || {
+            // Kept until the end, even if whoever asked has gone away.
+            let _turn = turn;
+            question.answer()
+        });
+        thinking.await.map_err(|_| broke_off())
+    }
+
     async fn explain(
         &self,
         who: Arc<Principal>,
         request: v1::ExplainRequest,
-    ) -> Result<tessera_model::Explanation, Refusal> {
+    ) -> Result<Explanation, Refusal> {
         use v1::explain_request::Subject;
         match request.subject {
             Some(Subject::JobId(id)) => {
-                let id = JobId(id);
-                self.handle
+                let (id, asking) = (JobId(id), who.clone());
+                let question = self
+                    .handle
                     .read(move |view| {
-                        let job = door::visible(view.cluster, &who, id)?;
-                        Ok(view.explain_job(job))
+                        let job = view.cluster.jobs.get(id)?;
+                        Some(match access::may_see_job(&asking, &job.spec) {
+                            true => Ok(explain::ask(view.cluster, view.now, job, view.waits)),
+                            false => Err(door::no_job(id)),
+                        })
                     })
-                    .await?
+                    .await?;
+                match question {
+                    Some(question) => self.answer(question?).await,
+                    // It ended so long ago that only the store has it.
+                    None => Ok(explain::told(&self.job(&who, id).await?)),
+                }
             }
             Some(Subject::Spec(wire)) => {
                 let spec = spec_from_wire(wire, &who)?;
-                self.handle.read(move |view| view.explain_spec(&spec)).await
+                let question = self
+                    .handle
+                    .read(move |view| {
+                        door::check_spec(view.cluster, view.now, &who, &spec)?;
+                        Ok(explain::ask_imagined(view.cluster, view.now, &spec))
+                    })
+                    .await?;
+                self.answer(question?).await
             }
             None => Err(Refusal::invalid(
                 "subject",

@@ -87,6 +87,12 @@ impl LogHub {
         (AgentLine { hub: self.clone(), node, number, waiting }, wanted)
     }
 
+    /// Ends a node's stream, if it has one.
+    pub fn disconnect(&self, node: &NodeId) {
+        // The sender goes, which ends the stream.
+        self.lines.lock().remove(node);
+    }
+
     pub async fn ask(&self, wish: &Wish) -> Result<Piece, NoPiece> {
         let node = &wish.node;
         // Requests begin at 1: 0 is what an agent says when it comes.

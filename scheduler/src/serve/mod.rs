@@ -10,6 +10,8 @@ pub mod admin;
 pub mod agents;
 /// Who is calling, and the table of who may call what.
 pub mod auth;
+/// Whether we serve.
+mod health;
 /// Submit, list, explain, cancel, watch.
 pub mod jobs;
 /// TLS, HTTP/2 and HTTP/1.1 on one port, and whose certificate a connection shows.
@@ -29,7 +31,7 @@ pub mod watches;
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::service::Routes;
@@ -46,6 +48,8 @@ use crate::writer::Handle;
 const MESSAGE_IN_MAX: usize = 4 << 20;
 /// Largest message sent: a list of 10,000 jobs takes a third of it.
 const MESSAGE_OUT_MAX: usize = 16 << 20;
+/// Explanations thought out at the same time; more wait their turn.
+const EXPLAINED_AT_ONCE: usize = 2;
 /// Messages on their way to a slow reader before the sender waits.
 const OUT_QUEUE: usize = 16;
 
@@ -57,6 +61,8 @@ pub struct Shared {
     pub logs: Arc<logs::LogHub>,
     pub watches: Arc<watches::Watches>,
     pub gate: Arc<auth::Gate>,
+    /// Explanations take whole decisions, many of them.
+    explaining: Arc<Semaphore>,
     pub settings: Settings,
     /// Becomes true when the scheduler is told to stop; streams end then.
     pub stopping: watch::Receiver<bool>,
@@ -66,7 +72,7 @@ pub struct Shared {
 pub struct Settings {
     pub heartbeat: Millis,
     pub lease: Millis,
-    /// gRPC reflection in its old version too.
+    /// gRPC reflection, for tools that find their way by themselves.
     pub dev: bool,
 }
 
@@ -79,8 +85,9 @@ impl Shared {
     ) -> Arc<Self> {
         Arc::new(Self {
             ca,
-            series: Series::new(crate::series::Bounds::default()),
+            series: Series::default(),
             logs: Arc::default(),
+            explaining: Arc::new(Semaphore::new(EXPLAINED_AT_ONCE)),
             watches: watches::Watches::start(handle.clone()),
             gate: Arc::new(auth::Gate::new(handle.clone())),
             handle,
@@ -100,7 +107,7 @@ pub fn router(shared: &Arc<Shared>) -> Result<axum::Router, tonic_reflection::se
         };
     }
     let s = || shared.clone();
-    let (_, health) = tonic_health::server::health_reporter();
+    let (health, serving) = health::watch(shared.handle.clone(), shared.stopping.clone());
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tessera_proto::DESCRIPTORS)
@@ -111,15 +118,16 @@ pub fn router(shared: &Arc<Shared>) -> Result<axum::Router, tonic_reflection::se
         .add_service(service!(v1::agents_server::AgentsServer<_>, agents::Service(s())))
         .add_service(service!(v1::usage_server::UsageServer<_>, usage::Service(s())))
         .add_service(service!(v1::admin_server::AdminServer<_>, admin::Service(s())))
-        .add_service(health)
-        .add_service(reflection().build_v1()?);
+        .add_service(health);
     if shared.settings.dev {
         // Python's grpcio-reflection speaks only the old one.
-        routes = routes.add_service(reflection().build_v1alpha()?);
+        routes = routes
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
     }
     let guard = axum::middleware::from_fn_with_state(shared.gate.clone(), auth::guard);
     // A route layer leaves what has no route to the fallback of the pages.
-    Ok(pages::router().merge(routes.into_axum_router().reset_fallback().route_layer(guard)))
+    Ok(pages::router(serving).merge(routes.into_axum_router().reset_fallback().route_layer(guard)))
 }
 
 type Sender<T> = mpsc::Sender<Result<T, Status>>;

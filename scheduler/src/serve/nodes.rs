@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use tessera_core::{access, door};
-use tessera_model::{NodeId, NodeRecord, Principal, Refusal, UnixMillis};
+use tessera_model::{JobId, NodeId, NodeRecord, Principal, Refusal, UnixMillis};
 use tessera_proto::nodes::{node_to_wire, topology_to_wire};
 use tessera_proto::status::to_status;
 use tessera_proto::telemetry::{gpu_reading, host_reading, nic_reading};
@@ -69,6 +69,29 @@ impl v1::nodes_server::Nodes for Service {
             self.one(who, node).await
         };
         answer.await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn retire(
+        &self,
+        request: Request<v1::RetireRequest>,
+    ) -> Result<Response<v1::RetireReply>, Status> {
+        let who = auth::person(&request)?;
+        let v1::RetireRequest { node, reason } = request.into_inner();
+        let answer = async {
+            let node = node_id(&node)?;
+            let (asking, id) = (who.clone(), node.clone());
+            let jobs = self
+                .0
+                .handle
+                .change(move |cluster, now| door::retire(cluster, now, &asking, &id, &reason))
+                .await?;
+            // Its control stream is the writer's to end; what else it has open is ours.
+            self.0.logs.disconnect(&node);
+            self.0.series.forget(&node);
+            tracing::info!(%node, by = %who.user, jobs = jobs.len(), "a node was retired");
+            Ok(v1::RetireReply { jobs: jobs.into_iter().map(|j| j.0).collect() })
+        };
+        answer.await.map(Response::new).map_err(|e: Refusal| to_status(&e))
     }
 
     async fn get_topology(
@@ -131,11 +154,16 @@ fn list(
     asked.iter().map(|id| door::known_node(view.cluster, id).map(record)).collect()
 }
 
-/// Takes out whose job holds a GPU where `who` may not see that job.
+/// Stands for a job that holds a GPU and that the caller may not know of.
+const NOT_TOLD: JobId = JobId(0);
+
+/// Takes out whose job holds a GPU where `who` may not see that job. That it is held is told.
 fn scoped(view: &View<'_>, who: &Principal, mut record: NodeRecord) -> NodeRecord {
     for gpu in &mut record.gpus {
-        let job = gpu.held_by.and_then(|id| view.cluster.jobs.get(id));
-        if !job.is_some_and(|j| access::may_see_job(who, &j.spec)) {
+        let Some(id) = gpu.held_by else { continue };
+        let seen = view.cluster.jobs.get(id).is_some_and(|j| access::may_see_job(who, &j.spec));
+        if !seen {
+            gpu.held_by = Some(NOT_TOLD);
             gpu.team = None;
         }
     }

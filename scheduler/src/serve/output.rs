@@ -15,6 +15,7 @@ use tessera_model::{AttemptId, JobId, JobRecord, NodeId, Principal, Refusal, Ref
 use tessera_proto::v1;
 
 use super::logs::{NoPiece, PIECE_MAX_BYTES, Wish};
+use super::watches::{Fate, Watch};
 use super::{Sender, Shared, Stream, going_down, stopped, stream};
 
 /// Ranks in one answer.
@@ -36,6 +37,7 @@ struct Follow {
     /// Empty: all.
     ranks: Vec<u32>,
     follow: bool,
+    changes: Watch,
     out: Sender<v1::LogChunk>,
 }
 
@@ -83,7 +85,9 @@ pub async fn follow(
     let mut ranks = request.ranks;
     ranks.sort_unstable();
     ranks.dedup();
-    let follow = Follow { shared, who, job, ranks, follow: request.follow, out: out.clone() };
+    let changes = shared.watches.subscribe(job);
+    let follow =
+        Follow { shared, who, job, ranks, follow: request.follow, changes, out: out.clone() };
     let offsets: BTreeMap<u32, u64> = request.offsets.into_iter().collect();
     tokio::spawn(async move {
         tokio::select! {
@@ -104,7 +108,7 @@ impl Follow {
         mut record: JobRecord,
         mut offsets: BTreeMap<u32, u64>,
     ) -> Result<(), Over> {
-        let mut changes = self.shared.watches.subscribe(self.job);
+        let mut changes = self.changes.clone();
         let mut done: Option<AttemptId> = None;
         loop {
             match record.attempt.filter(|a| done != Some(*a)) {
@@ -168,6 +172,7 @@ impl Follow {
                 job: self.job,
                 ranks: Vec::new(),
                 follow: self.follow,
+                changes: self.changes.clone(),
                 out: self.out.clone(),
             };
             ranks.spawn(async move { one.rank(Rank { node, attempt, rank, offset }).await });
@@ -246,10 +251,23 @@ impl Follow {
         }
     }
 
-    /// Whether nothing of the attempt runs any more.
+    /// Whether nothing of the attempt runs any more. Each rank asks this again and again, so it is
+    /// read off the watch that all share; the writer is asked only before the watch's first look.
     async fn is_over(&self, attempt: AttemptId) -> Result<bool, Over> {
-        let record = self.record().await?;
-        Ok(record.state.is_terminal() || record.attempt != Some(attempt))
+        let known = *self.changes.borrow();
+        let fate = match known {
+            Some(fate) => fate,
+            None => {
+                let job = self.job;
+                let asked = self.shared.handle.read(move |view| Fate::of(view.cluster, job)).await;
+                match asked {
+                    Ok(fate) => fate,
+                    Err(refusal) => return self.refused(&refusal).await,
+                }
+            }
+        };
+        // The watch may be a moment behind: an attempt it does not know of yet is not over.
+        Ok(fate.is_none_or(|f| f.state.is_terminal() || f.attempt > Some(attempt)))
     }
 
     fn asked(&self, record: &JobRecord) -> Vec<u32> {
@@ -262,12 +280,14 @@ impl Follow {
     async fn record(&self) -> Result<JobRecord, Over> {
         match self.shared.job(&self.who, self.job).await {
             Ok(record) => Ok(record),
-            Err(refusal) => {
-                let status: Status = tessera_proto::status::to_status(&refusal);
-                let _ = self.out.send(Err(status)).await;
-                Err(Over)
-            }
+            Err(refusal) => self.refused(&refusal).await,
         }
+    }
+
+    async fn refused<T>(&self, refusal: &Refusal) -> Result<T, Over> {
+        let status: Status = tessera_proto::status::to_status(refusal);
+        let _ = self.out.send(Err(status)).await;
+        Err(Over)
     }
 
     async fn gap(&self, rank: u32, offset: u64, text: String) -> Result<(), Over> {

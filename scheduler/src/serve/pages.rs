@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, HeaderName, StatusCode};
+use tokio::sync::watch;
 use tonic::Status;
 
 const PAGE: &str = concat!(
@@ -27,10 +28,15 @@ Every verb has --help. /healthz says whether the scheduler serves.
 "
 );
 
-pub fn router() -> Router {
+/// `serving`: whether we do.
+pub fn router(serving: watch::Receiver<bool>) -> Router {
+    let health = async move || match *serving.borrow() {
+        true => text(StatusCode::OK, "ok\n"),
+        false => text(StatusCode::SERVICE_UNAVAILABLE, "the scheduler does not serve\n"),
+    };
     Router::new()
         .route("/", get(async || text(StatusCode::OK, PAGE)))
-        .route("/healthz", get(async || text(StatusCode::OK, "ok\n")))
+        .route("/healthz", get(health))
         .fallback(nothing_here)
 }
 

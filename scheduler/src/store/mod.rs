@@ -5,6 +5,7 @@
 //! other tools may read stand in `schema/`.
 
 mod migrate; // forward-only, checksummed
+mod snapshot; // a shortcut for the next start
 mod read; // usage intervals and jobs that left memory
 
 use std::path::{Path, PathBuf};
@@ -16,9 +17,7 @@ use tessera_model::usage::UsageClass;
 use tessera_model::{Revision, UnixMillis};
 
 pub use read::Reader;
-
-/// Events after the snapshot beyond which a start writes a new one.
-const TAIL_MAX: u64 = 20_000;
+pub use snapshot::SnapshotKeeper;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -116,17 +115,12 @@ impl Store {
 
     /// The state as the journal tells it: the snapshot, and all events after it.
     pub fn load(&mut self) -> Result<Cluster, StoreError> {
-        let snapshot: Option<String> = {
-            let mut query = self.db.prepare("SELECT body FROM snapshot WHERE id = 1")?;
-            let mut rows = query.query([])?;
-            rows.next()?.map(|row| row.get(0)).transpose()?
-        };
-        let mut cluster = match snapshot {
-            Some(body) => {
-                serde_json::from_str::<Cluster>(&body).map_err(StoreError::BadSnapshot)?
-            }
-            None => Cluster::default(),
-        };
+        let last: Option<i64> =
+            self.db.query_row("SELECT max(revision) FROM journal", [], |row| row.get(0))?;
+        // A snapshot from after the last event belongs to another store.
+        let snapshot = snapshot::read(&snapshot::path(&self.path))
+            .filter(|c| c.revision.0 <= to_u64(last.unwrap_or(0)));
+        let mut cluster = snapshot.unwrap_or_default();
         let now = cluster.now;
         cluster = cluster.restored(now);
         let start = cluster.revision.0;
@@ -147,23 +141,21 @@ impl Store {
             // What followed from these events was written with them.
             cluster.take_outbox();
         }
-        drop(rows);
-        drop(query);
-        if cluster.revision.0 - start > TAIL_MAX {
-            self.write_snapshot(&cluster)?;
-        }
         Ok(cluster)
     }
 
-    /// Keeps the whole state, so that the next start has little to replay.
-    pub fn write_snapshot(&mut self, cluster: &Cluster) -> Result<(), StoreError> {
-        let body = serde_json::to_string(cluster).map_err(StoreError::BadSnapshot)?;
-        self.db.execute(
-            "INSERT INTO snapshot (id, revision, body) VALUES (1, ?1, ?2)
-             ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, body = excluded.body",
-            params![to_i64(cluster.revision.0), body],
-        )?;
-        Ok(())
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the disk takes a good piece of data again. Nothing of it stays.
+    pub fn try_disk(&self) -> Result<(), StoreError> {
+        let tried = self.db.execute_batch(
+            "BEGIN IMMEDIATE; INSERT INTO ballast (body) VALUES (zeroblob(262144)); COMMIT;
+             DELETE FROM ballast;",
+        );
+        self.rollback();
+        tried.map_err(Into::into)
     }
 
     pub fn begin(&self) -> Result<(), StoreError> {

@@ -4,13 +4,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tessera_core::door;
 use tessera_core::due::Limits;
+use tessera_core::{Cluster, Event, door};
 use tessera_model::{Millis, NodeId, Principal, Role, TeamId, UserId};
 use tessera_proto::dial::{self, Dial, Identity, Trust};
 use tessera_proto::v1;
 use tessera_scheduler::ca::Ca;
-use tessera_scheduler::clock::Clock;
 use tessera_scheduler::config::wall_clock;
 use tessera_scheduler::serve::listen::{self, Bounds, Tls};
 use tessera_scheduler::serve::{self, Settings, Shared};
@@ -36,6 +35,11 @@ pub struct Scheduler {
 
 impl Scheduler {
     pub async fn start() -> Self {
+        Self::start_as(true).await
+    }
+
+    /// With the settings of `--dev`, or without.
+    pub async fn start_as(dev: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ca = Arc::new(Ca::open(&dir.path().join("tls"), wall_clock()).unwrap());
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
@@ -43,9 +47,9 @@ impl Scheduler {
         let listener = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let (handle, _thread) = writer::start(store, Limits::default(), Clock::start()).unwrap();
+        let (handle, _thread) = writer::start(store, Limits::default()).unwrap();
         let (stop, stopping) = watch::channel(false);
-        let settings = Settings { heartbeat: Millis(2_000), lease: Millis(600_000), dev: true };
+        let settings = Settings { heartbeat: Millis(2_000), lease: Millis(600_000), dev };
         let shared = Shared::new(handle.clone(), ca.clone(), settings, stopping.clone());
         let router = serve::router(&shared).unwrap();
         let mut told = stopping;
@@ -137,6 +141,14 @@ impl Scheduler {
 
     pub async fn events(&self) -> u64 {
         self.handle.read(|view| view.cluster.revision.0).await.unwrap()
+    }
+
+    /// As if nothing had been heard of a node for a while.
+    pub async fn silence(&self, node: &str) {
+        let node = NodeId::parse(node).unwrap();
+        let silent =
+            move |_: &Cluster, last_seen| Ok(((), vec![Event::NodeSilent { node, last_seen }]));
+        self.handle.change(silent).await.unwrap();
     }
 
     pub async fn shut_down(mut self) {

@@ -82,7 +82,7 @@ pub async fn play(cluster: &mut Cluster, screen: &Screen) -> Outcome<u8> {
     tale.chapter(4, "A GPU falls off the bus")?;
     let (index, before) = held_gpu(&admin, &node, small).await?;
     cluster.break_gpu(&node, "lost", index).await?;
-    tale.say(&format!("GPU {index} of {node}, held by job {small}, stops to exist."))?;
+    tale.say(&format!("GPU {index} of {node}, held by job {small}, falls off the bus."))?;
     let sick = until("the loss to be seen", || async {
         let now = one_node(&admin, &node).await?;
         let seen = now.gpus.get(index as usize).is_some_and(|g| !g.condition.is_healthy());

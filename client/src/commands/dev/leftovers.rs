@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
+use serde_json::Value;
 
 /// How long the shims may take to see that their jobs are gone.
 const PATIENCE_STEPS: u32 = 60;
@@ -29,6 +30,7 @@ pub async fn end(state: &Path) {
     for step in 0.. {
         let shims = living(state);
         if shims.is_empty() {
+            remove_cgroups(&state.join("jobs"), 3);
             return;
         }
         let mut doomed = descendants(&shims);
@@ -45,6 +47,42 @@ pub async fn end(state: &Path) {
         }
         tokio::time::sleep(STEP).await;
     }
+}
+
+/// A shim removes its own cgroup; the one around all ranks of an attempt was the agent's to remove.
+fn remove_cgroups(folder: &Path, depth: u32) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if entry.file_name() == "cgroup" {
+            let text = fs::read(&path).unwrap_or_default();
+            cgroup_paths(&serde_json::from_slice(&text).unwrap_or_default()).for_each(remove_empty);
+        } else if depth > 0 && entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_cgroups(&path, depth - 1);
+        }
+    }
+}
+
+/// The folders in what the agent wrote down, whichever kind of cgroup it is.
+fn cgroup_paths(value: &Value) -> Box<dyn Iterator<Item = &Path> + '_> {
+    match value {
+        Value::String(text) => {
+            Box::new(Some(Path::new(text)).filter(|p| p.starts_with("/sys/fs/cgroup")).into_iter())
+        }
+        Value::Array(list) => Box::new(list.iter().flat_map(cgroup_paths)),
+        Value::Object(map) => Box::new(map.values().flat_map(cgroup_paths)),
+        _ => Box::new(std::iter::empty()),
+    }
+}
+
+/// From the innermost. One that has processes stays, and so do those around it.
+fn remove_empty(group: &Path) {
+    for inner in fs::read_dir(group).into_iter().flatten().flatten() {
+        if inner.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_empty(&inner.path());
+        }
+    }
+    let _ = fs::remove_dir(group);
 }
 
 /// Shims below the folder that still run.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use tessera_model::{
-    AttemptId, GpuCondition, GpuId, NodeId, NodeInventory, NodeState, Refusal, RefusalKind,
+    AttemptId, Epoch, GpuCondition, GpuId, NodeId, NodeInventory, NodeState, Refusal, RefusalKind,
     SessionId, TaskEnd, UnixMillis,
 };
 
@@ -18,6 +18,8 @@ use crate::order::{Order, STOP_GRACE};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hello {
     pub session: SessionId,
+    /// Highest epoch the node has obeyed. Above ours only when our journal is older than the node.
+    pub epoch: Epoch,
     pub inventory: NodeInventory,
     pub conditions: BTreeMap<GpuId, GpuCondition>,
     pub running: Vec<Running>,
@@ -284,7 +286,7 @@ fn started(cluster: &mut Cluster, node: &NodeId, id: AttemptId) -> Vec<Event> {
         return Vec::new();
     };
     attempt.started.insert(node.clone());
-    let all = attempt.started.len() == attempt.lease.places.len();
+    let all = attempt.lease.places.iter().all(|p| attempt.has_started(&p.node));
     if all && matches!(attempt.phase, Phase::Committed { .. }) {
         return vec![Event::AttemptRunning { attempt: id }];
     }

@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use tessera_model::usage::PriceVersion;
 use tessera_model::{
-    Cordon, JobId, JobRecord, JobSpec, JobState, Millis, NodeId, Principal, Refusal, RefusalKind,
-    TeamId, UnixMillis, refusal,
+    Cordon, JobId, JobRecord, JobSpec, JobState, Millis, NodeId, NodeState, Principal, Refusal,
+    RefusalKind, Role, TeamId, UnixMillis, refusal,
 };
 
 use crate::access::{self, Verb, require};
 use crate::cluster::{Cluster, Token};
-use crate::event::Event;
+use crate::event::{Event, WriteOffWhy};
 use crate::job_table::Job;
 use crate::placement::{self, Snapshot};
 
-/// Waiting jobs one team may have.
+/// Waiting jobs one team may have, and the bytes of all waiting jobs' programs.
 pub const QUEUED_PER_TEAM_MAX: usize = 100_000;
+pub const QUEUED_BYTES_MAX: u64 = 4 << 30;
 pub const KEY_MAX: usize = 128;
 /// How long a join token is good for.
 pub const JOIN_TOKEN_LIFE: Millis = Millis::from_secs(600);
@@ -49,18 +50,8 @@ pub fn submit(
     {
         return existing(job, &spec, key);
     }
-    let waiting = cluster.jobs.queue_len();
-    if waiting >= QUEUED_PER_TEAM_MAX {
-        return Err(Refusal::new(
-            RefusalKind::Exhausted,
-            "",
-            format!("{waiting} jobs wait already, the limit is {QUEUED_PER_TEAM_MAX}"),
-            "wait until some have started, or cancel some with `tessera cancel`",
-        ));
-    }
-    check_levels(cluster, &spec)?;
-    let snapshot = Snapshot::without_jobs(cluster, now);
-    check_shape(&snapshot, &spec)?;
+    check_room(cluster, &spec)?;
+    let snapshot = check_spec(cluster, now, who, &spec)?;
     let mut warnings = Vec::new();
     if let Err(proof) =
         placement::could_ever_fit(&snapshot.nodes, &snapshot.levels, &spec.gang, &spec.within)
@@ -71,6 +62,36 @@ pub fn submit(
     let key = (!key.is_empty()).then(|| key.to_owned());
     let event = Event::JobSubmitted { job, key, spec: Arc::new(spec) };
     Ok((Submitted { job, existing: false, warnings }, vec![event]))
+}
+
+/// Checks a job as far as a submission would, whatever is free now. Gives what it was checked
+/// against.
+pub fn check_spec(
+    cluster: &Cluster,
+    now: UnixMillis,
+    who: &Principal,
+    spec: &JobSpec,
+) -> Result<Snapshot, Refusal> {
+    require(who, Verb::Submit)?;
+    check_team(cluster, who, &spec.team)?;
+    check_levels(cluster, spec)?;
+    let snapshot = Snapshot::nodes_of(cluster, now);
+    check_shape(&snapshot, spec)?;
+    Ok(snapshot)
+}
+
+fn check_room(cluster: &Cluster, spec: &JobSpec) -> Result<(), Refusal> {
+    let waiting = cluster.jobs.queue_len_of(&spec.team);
+    let message = if waiting >= QUEUED_PER_TEAM_MAX {
+        format!("{waiting} jobs of {} wait already, the limit is {QUEUED_PER_TEAM_MAX}", spec.team)
+    } else if cluster.jobs.queue_bytes() + spec.program.bytes() > QUEUED_BYTES_MAX {
+        let bytes = tessera_model::Bytes(QUEUED_BYTES_MAX);
+        format!("the programs of all waiting jobs would take more than {bytes}")
+    } else {
+        return Ok(());
+    };
+    let hint = "wait until some have started, or cancel some with `tessera cancel`";
+    Err(Refusal::new(RefusalKind::Exhausted, "", message, hint))
 }
 
 fn existing(job: &Job, spec: &JobSpec, key: &str) -> Result<(Submitted, Vec<Event>), Refusal> {
@@ -86,7 +107,8 @@ fn existing(job: &Job, spec: &JobSpec, key: &str) -> Result<(Submitted, Vec<Even
 }
 
 fn check_team(cluster: &Cluster, who: &Principal, team: &TeamId) -> Result<(), Refusal> {
-    if !cluster.teams.contains_key(team) {
+    // Which other teams there are is nobody's business but an admin's.
+    if !cluster.teams.contains_key(team) && who.role == Role::Admin {
         let known: Vec<&str> = cluster.teams.keys().map(TeamId::as_str).collect();
         let hint = match refusal::nearest(team.as_str(), known.iter().copied()) {
             Some(near) => format!("did you mean {near}?"),
@@ -102,10 +124,11 @@ fn check_team(cluster: &Cluster, who: &Principal, team: &TeamId) -> Result<(), R
     }
     if !access::acts_for(who, team) {
         let own: Vec<&str> = who.teams.iter().map(TeamId::as_str).collect();
-        let message = format!("{} does not belong to the team {team}", who.user);
-        let hint = match own.as_slice() {
-            [] => "ask an admin for a token with a team".to_owned(),
-            own => format!("use one of your teams: {}", own.join(", ")),
+        let message = format!("{} belongs to no team {team}", who.user);
+        let hint = match (own.as_slice(), refusal::nearest(team.as_str(), own.iter().copied())) {
+            ([], _) => "ask an admin for a token with a team".to_owned(),
+            (_, Some(near)) => format!("did you mean {near}?"),
+            (own, None) => format!("use one of your teams: {}", own.join(", ")),
         };
         return Err(Refusal::new(RefusalKind::Denied, "team", message, hint));
     }
@@ -237,13 +260,7 @@ pub fn cordon(
 ) -> Result<((), Vec<Event>), Refusal> {
     require(who, Verb::ManageNodes)?;
     known_node(cluster, node)?;
-    let reason = reason.trim();
-    if reason.is_empty() || reason.chars().count() > 200 {
-        let message = format!("the reason has {} characters", reason.chars().count());
-        let hint = "say in 1 to 200 characters why, for whoever finds it at night: `--reason TEXT`";
-        return Err(Refusal::invalid("reason", message, hint));
-    }
-    let cordon = Cordon { drain, by: who.user.to_string(), reason: reason.to_owned() };
+    let cordon = Cordon { drain, by: who.user.to_string(), reason: check_reason(reason)? };
     Ok(((), vec![Event::NodeCordoned { node: node.clone(), cordon }]))
 }
 
@@ -258,6 +275,53 @@ pub fn uncordon(
         return Ok(((), Vec::new()));
     }
     Ok(((), vec![Event::NodeUncordoned { node: node.clone(), by: who.user.clone() }]))
+}
+
+/// A node is dead for certain, or gone for good: what ran there is written off, and it leaves.
+pub fn retire(
+    cluster: &Cluster,
+    now: UnixMillis,
+    who: &Principal,
+    node: &NodeId,
+    reason: &str,
+) -> Result<(Vec<JobId>, Vec<Event>), Refusal> {
+    require(who, Verb::ManageNodes)?;
+    let known = known_node(cluster, node)?;
+    if known.state == NodeState::Up {
+        return Err(Refusal::new(
+            RefusalKind::Precondition,
+            "node",
+            format!("{node} is up, its agent was heard {} ago", now.since(known.last_seen)),
+            format!(
+                "`tessera drain {node}`, wait until it is empty, stop its agent, then retire it"
+            ),
+        ));
+    }
+    let reason = check_reason(reason)?;
+    let mut events: Vec<Event> = cluster
+        .jobs
+        .attempts_on(node)
+        .map(|a| Event::PlaceWrittenOff {
+            attempt: a.lease.attempt,
+            node: node.clone(),
+            charged_until: known.last_seen.max(a.granted_at),
+            why: WriteOffWhy::Retired,
+        })
+        .collect();
+    let jobs = cluster.jobs.attempts_on(node).map(|a| a.lease.attempt.job).collect();
+    events.push(Event::NodeRetired { node: node.clone(), by: who.user.clone(), reason });
+    Ok((jobs, events))
+}
+
+fn check_reason(reason: &str) -> Result<String, Refusal> {
+    let reason = reason.trim();
+    let length = reason.chars().count();
+    if reason.is_empty() || length > 200 || reason.chars().any(char::is_control) {
+        let message = format!("the reason has {length} characters, or some that cannot be printed");
+        let hint = "say in 1 to 200 characters why, for whoever finds it at night: `--reason TEXT`";
+        return Err(Refusal::invalid("reason", message, hint));
+    }
+    Ok(reason.to_owned())
 }
 
 pub fn known_node<'a>(

@@ -67,8 +67,9 @@ impl Timeline {
         }
     }
 
-    pub fn knows(&self, gpu: &GpuId) -> bool {
-        self.open.contains_key(gpu)
+    /// The node a GPU is accounted at.
+    pub fn home(&self, gpu: &GpuId) -> Option<&NodeId> {
+        self.open.get(gpu).map(|open| &open.node)
     }
 
     /// GPUs whose interval is still open at `node`.

@@ -1,6 +1,6 @@
 //! The cluster as placement sees it: dense, cheap to copy, in a fixed order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tessera_model::{
@@ -110,6 +110,26 @@ impl Snapshot {
 
     /// All but the queue.
     pub fn without_jobs(cluster: &Cluster, now: UnixMillis) -> Self {
+        let mut snapshot = Self::nodes_of(cluster, now);
+        let index: HashMap<&NodeId, usize> =
+            snapshot.nodes.iter().enumerate().map(|(i, n)| (&n.id, i)).collect();
+        let releases = cluster.jobs.attempts.values().map(|attempt| Release {
+            attempt: attempt.lease.attempt,
+            at: attempt.deadline(),
+            places: attempt
+                .lease
+                .places
+                .iter()
+                .filter(|p| !attempt.released.contains(&p.node))
+                .filter_map(|p| Some(snapshot.held_at(*index.get(&p.node)?, p)))
+                .collect(),
+        });
+        snapshot.releases = releases.collect();
+        snapshot
+    }
+
+    /// Nodes, and nothing of jobs but what they hold.
+    pub fn nodes_of(cluster: &Cluster, now: UnixMillis) -> Self {
         let mut nodes: Vec<NodeView> = cluster
             .nodes
             .values()
@@ -132,8 +152,7 @@ impl Snapshot {
                         .filter(|(_, g)| keep(&g.id))
                         .fold(0u64, |mask, (i, _)| mask | 1 << i)
                 };
-                let healthy =
-                    bits(&|g| !node.conditions.contains_key(g) && !node.occupied.contains_key(g));
+                let healthy = bits(&|g| node.condition(g).is_healthy());
                 let held = bits(&|g| node.held.contains_key(g));
                 let memory = node.inventory.memory.0;
                 NodeView {
@@ -154,30 +173,16 @@ impl Snapshot {
         nodes.sort_by(|a, b| {
             (a.path.is_none(), &a.path, &a.id).cmp(&(b.path.is_none(), &b.path, &b.id))
         });
-        let mut snapshot = Self {
+        Self {
             now,
             levels: cluster.topology.levels.as_slice().into(),
             nodes,
             pending: Vec::new(),
             releases: Vec::new(),
-        };
-        let releases = cluster.jobs.attempts.values().map(|attempt| Release {
-            attempt: attempt.lease.attempt,
-            at: attempt.deadline(),
-            places: attempt
-                .lease
-                .places
-                .iter()
-                .filter(|p| !attempt.released.contains(&p.node))
-                .filter_map(|p| snapshot.held_at(p))
-                .collect(),
-        });
-        snapshot.releases = releases.collect();
-        snapshot
+        }
     }
 
-    fn held_at(&self, place: &Place) -> Option<(usize, u64, u32, u64)> {
-        let index = self.nodes.iter().position(|n| n.id == place.node)?;
+    fn held_at(&self, index: usize, place: &Place) -> (usize, u64, u32, u64) {
         let node = &self.nodes[index];
         let bits = node
             .gpus
@@ -185,7 +190,7 @@ impl Snapshot {
             .enumerate()
             .filter(|(_, g)| place.gpus.contains(&g.id))
             .fold(0u64, |mask, (i, _)| mask | 1 << i);
-        Some((index, bits, place.cpus, place.memory.0))
+        (index, bits, place.cpus, place.memory.0)
     }
 }
 

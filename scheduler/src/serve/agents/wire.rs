@@ -11,6 +11,10 @@ use tessera_proto::v1;
 
 use super::super::Settings;
 
+/// As many GPUs as a node may have.
+const OCCUPIED_MAX: usize = 64;
+/// Of each GPU.
+const PIDS_KEPT: usize = 64;
 const RELEASE: &str = "use agent and scheduler of one release";
 
 /// The first word on a stream; it must be a hello of the node the certificate names.
@@ -37,6 +41,7 @@ pub fn hello(first: Option<v1::Report>, node: &NodeId) -> Result<Hello, Refusal>
     };
     Ok(Hello {
         session: SessionId(wire.session),
+        epoch: Epoch(wire.epoch),
         conditions: conditions_from_wire(wire.conditions.unwrap_or_default())?,
         running: wire.running.into_iter().map(running).collect::<Result<_, Refusal>>()?,
         finished: wire.finished.into_iter().map(finished).collect::<Result<_, Refusal>>()?,
@@ -157,9 +162,15 @@ fn ends(wire: Vec<v1::TaskEnded>) -> Result<Vec<(u32, TaskEnd)>, Refusal> {
 }
 
 fn occupied(wire: Vec<v1::OccupiedGpu>) -> Result<BTreeMap<GpuId, Vec<u32>>, Refusal> {
-    let gpu = |o: v1::OccupiedGpu| {
+    if wire.len() > OCCUPIED_MAX {
+        let message = format!("{} occupied GPUs on one node", wire.len());
+        return Err(Refusal::invalid("occupied", message, RELEASE));
+    }
+    let gpu = |mut o: v1::OccupiedGpu| {
         let id = GpuId::parse(&o.uuid)
             .map_err(|e| Refusal::invalid("occupied.uuid", e.to_string(), RELEASE))?;
+        // More would tell nobody more: the GPU is occupied.
+        o.pids.truncate(PIDS_KEPT);
         Ok((id, o.pids))
     };
     wire.into_iter().map(gpu).collect()
@@ -271,7 +282,32 @@ mod tests {
             assert!(hello(first, &node("n0")).is_err(), "{what}");
         }
         assert!(hello(Some(hello_of("n0")), &node("n0")).is_ok());
+        let inventory = Some(inventory("n0"));
+        let older = v1::Hello { inventory, epoch: 9, session: 8, ..Default::default() };
+        let older = v1::Report { report: Some(Wire::Hello(older)) };
+        let older = hello(Some(older), &node("n0")).unwrap();
+        assert_eq!((older.epoch, older.session), (Epoch(9), SessionId(8)));
         assert!(report(hello_of("n0"), &node("n0")).is_err(), "a second hello");
+    }
+
+    #[test]
+    fn what_an_agent_says_of_strange_processes_is_bounded() {
+        use v1::report::Report as Wire;
+        let released = |gpus: usize, pids: u32| {
+            let gpu = |i| v1::OccupiedGpu { uuid: format!("GPU-{i}"), pids: (1..=pids).collect() };
+            let occupied = (0..gpus).map(gpu).collect();
+            let report = Wire::Released(v1::Released { attempt: "9.2".into(), occupied });
+            report_of(report)
+        };
+        let most = released(64, 1_000).unwrap();
+        let Report::Released { occupied, .. } = most else { panic!("{most:?}") };
+        assert_eq!(occupied.len(), 64);
+        assert!(occupied.values().all(|pids| pids.len() == 64 && pids[0] == 1));
+        assert!(released(65, 1).is_err());
+    }
+
+    fn report_of(wire: v1::report::Report) -> Result<Report, Refusal> {
+        report(v1::Report { report: Some(wire) }, &node("n0"))
     }
 
     #[test]

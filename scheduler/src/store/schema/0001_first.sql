@@ -6,12 +6,8 @@ CREATE TABLE journal (
     body        TEXT NOT NULL              -- the event as JSON
 ) STRICT;
 
--- The whole state at one revision, so that a start replays only what came after.
-CREATE TABLE snapshot (
-    id        INTEGER PRIMARY KEY CHECK (id = 1),
-    revision  INTEGER NOT NULL,
-    body      TEXT NOT NULL
-) STRICT;
+-- Written and deleted again to see whether a full disk has space.
+CREATE TABLE ballast (body BLOB NOT NULL) STRICT;
 
 -- One row a job, as it is now. `record` is what `tessera show --json` is made from.
 CREATE TABLE jobs (
