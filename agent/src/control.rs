@@ -366,3 +366,21 @@ impl<'a> Reporter<'a> {
         self.send(v1::report::Report::Refused(v1::Refused { attempt, why }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_that_does_not_pass_says_whether_the_disk_or_the_scheduler_is_at_fault() {
+        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let full_disk = ConnectionEnd::from(FenceError::Write { epoch: Epoch(7), source });
+        let text = full(&full_disk);
+        assert!(text.contains("could not write down epoch 7"), "{text}");
+        assert!(text.contains("no storage space"), "{text}");
+        assert!(full_disk.hint().contains("free space"), "{}", full_disk.hint());
+        let old = ConnectionEnd::from(FenceError::Old { got: Epoch(3), highest: Epoch(7) });
+        assert!(old.to_string().contains("epoch 3"), "{old}");
+        assert!(old.hint().contains("newer scheduler"), "{}", old.hint());
+    }
+}

@@ -78,9 +78,9 @@ mod tests {
         let below_temp = |dir: &Path| -> Vec<PathBuf> {
             closed(dir).into_iter().filter(|dir| dir.starts_with(temp.path())).collect()
         };
-        assert_eq!(below_temp(&state), [there.clone()]);
+        assert_eq!(below_temp(&state), std::slice::from_ref(&there));
         mode(&there, 0o701);
-        assert_eq!(below_temp(&state), [PathBuf::new(); 0]);
+        assert_eq!(below_temp(&state), Vec::<PathBuf>::new());
         mode(&state, 0o750);
         mode(temp.path(), 0o700);
         assert_eq!(below_temp(&state), [temp.path().to_owned(), state.clone()]);

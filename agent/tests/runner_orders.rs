@@ -226,8 +226,10 @@ fn a_gpu_that_hangs_keeps_its_attempt_until_it_answers() {
     let mut order = world.order("9.1", 1, "exit 2");
     order.gpus = vec![gpu_id("GPU-4"), gpu_id("GPU-5")];
     order.gpus_per_node = 2;
+    world.prepare(order);
+    world.until(|event| matches!(event, RunnerEvent::Prepared { .. }).then_some(()));
     world.gpus.set_processes("GPU-4", Processes::Silent);
-    world.run(order);
+    world.commit("9.1");
     assert_eq!(world.end("9.1", 0), TaskEnd::Exited { code: 2 });
     let snapshot = world.reconnect();
     assert_eq!(snapshot.running.len(), 1, "its task has ended, it has not: {snapshot:?}");
@@ -364,7 +366,7 @@ fn a_gpu_that_somebody_uses_is_refused_and_told() {
     world.prepare(on_gpu_3(&world, "34.1"));
     let why = world.refusal("34.1");
     assert!(why.contains("GPU-3 is used by processes of no job: [33, 34]"), "{why}");
-    assert_eq!(occupied(&world).last().unwrap(), &("GPU-3".to_owned(), vec![33, 34]));
+    assert_eq!(occupied(&world)[0], ("GPU-3".to_owned(), vec![33, 34]));
     world.gpus.set_processes("GPU-3", Processes::Pids(vec![]));
     world.gpus.set_processes("GPU-5", Processes::Pids(vec![]));
     world.runtime().block_on(world.runner.look_for_strangers());

@@ -165,6 +165,7 @@ pub struct NodeRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuRecord {
     pub condition: GpuCondition,
+    /// Job 0 stands for one that whoever asks may not see.
     pub held_by: Option<crate::JobId>,
     pub team: Option<crate::TeamId>,
 }

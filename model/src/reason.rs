@@ -69,10 +69,13 @@ impl fmt::Display for WaitReason {
             Self::HeldForReservation { job, at: None } => {
                 write!(f, "would delay job {job}, which has waited long and is next")
             }
-            Self::BackingOff { until } => write!(f, "its last start failed, next try at {until}"),
+            Self::BackingOff { until } => write!(f, "its last attempt failed, next try at {until}"),
             Self::NotReached { ahead } => write!(f, "waits behind at least {ahead} jobs"),
             Self::Refused { what } => {
-                write!(f, "was given a place that breaks its request ({what}); this is a fault of the scheduler, please report it")
+                write!(
+                    f,
+                    "was given a place that breaks its request ({what}); this is a fault of the scheduler, please report it"
+                )
             }
         }
     }

@@ -21,7 +21,7 @@ Examples:
 
   tessera-scheduler --data /var/lib/tessera --listen 0.0.0.0:7070 --server-name head.cluster.lan
       For a cluster. Then, for each node: `tessera token create --node NAME` here, and there
-      tessera-agent --server https://head.cluster.lan:7070 --state /var/lib/tessera-agent --join-token TOKEN
+      TESSERA_JOIN_TOKEN=… tessera-agent --server https://head.cluster.lan:7070 --state /var/lib/tessera-agent
 
   tessera-scheduler --config /etc/tessera/scheduler.toml
       Every flag above can stand in the file, with _ for -:
@@ -68,7 +68,7 @@ pub struct Settings {
     #[serde(skip)]
     config: Option<PathBuf>,
 
-    /// For trying out: loopback only, and gRPC reflection also in its old version
+    /// For trying out: loopback only, with gRPC reflection
     #[arg(long)]
     #[serde(default)]
     dev: bool,

@@ -16,10 +16,9 @@ use tessera_core::decide::{self, Decision};
 use tessera_core::door::{self, Hello, Report};
 use tessera_core::due::{self, Limits};
 use tessera_core::placement::Snapshot;
-use tessera_core::{Cluster, Event, Order, Stamped, explain, order, verify};
+use tessera_core::{Cluster, Event, Order, Stamped, order, verify};
 use tessera_model::{
-    Epoch, Explanation, JobId, JobSpec, Millis, NodeId, Refusal, RefusalKind, Revision, SessionId,
-    UnixMillis, WaitReason,
+    Epoch, JobId, Millis, NodeId, Refusal, RefusalKind, Revision, SessionId, UnixMillis, WaitReason,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -101,14 +100,6 @@ impl View<'_> {
             };
         }
         record
-    }
-
-    pub fn explain_job(&self, job: &tessera_core::job_table::Job) -> Explanation {
-        explain::job(self.cluster, self.now, job, self.waits)
-    }
-
-    pub fn explain_spec(&self, spec: &JobSpec) -> Explanation {
-        explain::imagined(self.cluster, self.now, spec)
     }
 }
 
@@ -354,8 +345,8 @@ impl Writer {
                     let refusal = Refusal::new(
                         RefusalKind::Precondition,
                         "session",
-                        format!("node {node} has said hello in a newer session"),
-                        "the agent that was started last goes on; end this one",
+                        format!("node {node} was retired, or has said hello in a newer session"),
+                        "a retired node joins again with a token; else the agent that was started last goes on, end this one",
                     );
                     batch.replies.push(Box::new(move |committed| {
                         let _ = reply.send(Err(committed.err().unwrap_or(refusal)));
@@ -468,7 +459,10 @@ impl Writer {
             }
             Err(StoreError::Full(_)) => {}
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the journal failed, stopping");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the journal failed, stopping"
+                );
                 std::process::exit(2);
             }
         }

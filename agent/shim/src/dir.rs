@@ -5,15 +5,17 @@
 //! In: values. Out: files that are whole or absent, and errors for any other bytes. Meaning
 //! ("is it alive?") is `live`'s work.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::durable::{Durability, write_with_spare};
+pub use crate::durable::{write_durably, write_durably_with_spare};
 use crate::spec::TaskSpec;
 
 /// The largest file that is read back, bytes. A spec carries an environment, hence so much.
@@ -318,98 +320,10 @@ fn whole_file_lock() -> libc::flock {
     lock
 }
 
-/// Puts `bytes` under `dir/name` so that a reader, and a crash or power loss at any point, sees
-/// the old file or the new one, whole. When this returns, it is the new one.
-pub fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    write_temp(dir, name, bytes, Durability::Power)
-}
-
-/// The same for a file of at most [`SPARE_BYTES`] that has to be replaced also on a full disk.
-pub fn write_durably_with_spare(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    write_with_spare(dir, name, bytes, Durability::Power)
-}
-
-/// Size of a file that has a spare, bytes; what is shorter is padded with spaces, which JSON allows.
-pub const SPARE_BYTES: usize = 64;
-
-/// Beside the file lies a spare of the same size. Where no new file can be written, the spare is
-/// written over and the two change places, which takes no room on the disk; a reader sees the old
-/// bytes or the new ones as ever.
-fn write_with_spare(dir: &Path, name: &str, bytes: &[u8], survives: Durability) -> io::Result<()> {
-    assert!(bytes.len() <= SPARE_BYTES, "{name} is {} bytes, its spare fewer", bytes.len());
-    let mut padded = [b' '; SPARE_BYTES];
-    padded[..bytes.len()].copy_from_slice(bytes);
-    let spare = dir.join(format!("{name}.spare"));
-    match write_temp(dir, name, &padded, survives) {
-        Ok(()) => {
-            if fs::metadata(&spare).map_or(true, |meta| meta.len() != SPARE_BYTES as u64) {
-                // Best effort: it is made in good times, and missed only in bad ones. Not zeros,
-                // so that its block is really there.
-                let _ = fs::write(&spare, [b' '; SPARE_BYTES]);
-            }
-            Ok(())
-        }
-        // The first error is the one to tell.
-        Err(error) => change_places(dir, name, &spare, &padded, survives).map_err(|_| error),
-    }
-}
-
-fn change_places(
-    dir: &Path,
-    name: &str,
-    spare: &Path,
-    padded: &[u8; SPARE_BYTES],
-    survives: Durability,
-) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(spare)?;
-    if file.metadata()?.len() != SPARE_BYTES as u64 {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    file.write_all_at(padded, 0)?;
-    if survives == Durability::Power {
-        file.sync_all()?;
-    }
-    let exchange = rustix::fs::RenameFlags::EXCHANGE;
-    let here = rustix::fs::CWD;
-    rustix::fs::renameat_with(here, spare, here, dir.join(name), exchange)?;
-    if survives == Durability::Power {
-        File::open(dir)?.sync_all()?;
-    }
-    Ok(())
-}
-
-/// What a finished write survives.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Durability {
-    Process,
-    Power,
-}
-
-fn write_temp(dir: &Path, name: &str, bytes: &[u8], survives: Durability) -> io::Result<()> {
-    let temp = dir.join(format!(".{name}.{}", std::process::id()));
-    let write = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
-        file.write_all(bytes)?;
-        if survives == Durability::Power {
-            file.sync_all()?;
-        }
-        fs::rename(&temp, dir.join(name))?;
-        if survives == Durability::Power {
-            File::open(dir)?.sync_all()?;
-        }
-        Ok(())
-    };
-    let written = write();
-    if written.is_err() {
-        // Best effort: a left-over temporary file is overwritten by the next try.
-        let _ = fs::remove_file(&temp);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn task_dir(at: &Path) -> TaskDir {
@@ -432,58 +346,6 @@ mod tests {
         let names: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names.len(), 4, "no temporary file stays behind: {names:?}");
-    }
-
-    #[test]
-    fn a_lease_is_renewed_where_no_new_file_can_be_written() {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = task_dir(temp.path());
-        let lease = |ms| TaskLease { deadline_boottime_ms: Some(ms) };
-        dir.write_lease(lease(u64::MAX)).unwrap();
-        // Stands where the temporary file would be made.
-        let obstacle = dir.path().join(format!(".lease.{}", std::process::id()));
-        fs::create_dir(&obstacle).unwrap();
-        for ms in [1_000, 999, 123_456_789] {
-            dir.write_lease(lease(ms)).unwrap();
-            assert_eq!(dir.read_lease().unwrap(), lease(ms));
-        }
-        fs::remove_file(dir.file("lease.spare")).unwrap();
-        let error = dir.write_lease(lease(5)).unwrap_err();
-        assert!(error.hint().contains("free space"), "{error}");
-        assert_eq!(dir.read_lease().unwrap(), lease(123_456_789), "the old one stands");
-        fs::remove_dir(&obstacle).unwrap();
-        dir.write_lease(lease(6)).unwrap();
-        assert!(dir.file("lease.spare").is_file(), "there is one again for the next time");
-    }
-
-    /// A real disk, and really full.
-    #[test]
-    fn a_lease_is_renewed_on_a_full_disk() {
-        struct Mounted(PathBuf);
-        impl Drop for Mounted {
-            fn drop(&mut self) {
-                let _ = std::process::Command::new("umount").arg(&self.0).status();
-            }
-        }
-        let temp = tempfile::tempdir().unwrap();
-        let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=64k", "tessera-test"]).arg(temp.path());
-        let mounted = mount.stderr(std::process::Stdio::null()).status();
-        if !mounted.is_ok_and(|status| status.success()) {
-            eprintln!("no file system can be mounted here; nothing was checked");
-            return;
-        }
-        let mounted = Mounted(temp.path().to_owned());
-        let dir = task_dir(&mounted.0);
-        let lease = |ms| TaskLease { deadline_boottime_ms: Some(ms) };
-        dir.write_lease(lease(1)).unwrap();
-        let mut filler = File::create(mounted.0.join("filler")).unwrap();
-        while filler.write_all(&[1; 512]).is_ok() {}
-        let full = write_durably(dir.path(), "other", b"x").unwrap_err();
-        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-        dir.write_lease(lease(2)).unwrap();
-        dir.write_lease(lease(3)).unwrap();
-        assert_eq!(dir.read_lease().unwrap(), lease(3));
     }
 
     #[test]

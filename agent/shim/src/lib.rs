@@ -18,6 +18,7 @@
 pub mod cgroup; // the job's fence
 pub mod control; // talk to a running shim
 pub mod dir; // where it is written down
+mod durable; // files replaced as a whole
 pub mod live; // is it alive, start it, bury it
 pub mod proc;
 pub mod spec; // what to run // facts the kernel gives about processes

@@ -4,6 +4,8 @@
 //! events. Whatever takes long (shims coming up, tasks ending, GPUs going idle, a grace running
 //! out) runs beside this task, which therefore always hears the next order.
 
+mod owed; // decisions that a full disk did not take yet
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +20,10 @@ use tessera_shim::{ShimChild, TaskDir, TaskExit, TaskLease};
 use super::adopt::{LeftBehind, rank_dir};
 use super::book::{Delivered, Phase, RunnerEvent, Status};
 use super::env::Master;
-use super::order::{OrderRecord, TaskOrder, Tombstone};
+use super::order::{OrderRecord, TaskOrder};
 use super::{ObeyError, Occupied, Shared, blocking, prepare, release, start, task_end, watch};
-use crate::control::retry::Backoff;
 use crate::session::{BootMillis, LeaseTerm};
+use owed::{Owed, sleep_until};
 
 /// Orders to one attempt.
 #[derive(Debug)]
@@ -67,28 +69,6 @@ struct Attempt {
     /// When its tasks are killed, if they were told to stop.
     kill_at: Option<Instant>,
     owed: Owed,
-}
-
-/// Decisions that a full disk did not take yet. They hold all the same, and are tried until they
-/// are written.
-struct Owed {
-    /// It was told to stop, with this grace.
-    tombstone: Option<Duration>,
-    /// Its end was acknowledged.
-    forget: bool,
-    /// When to try again; none where nothing is owed.
-    at: Option<Instant>,
-    backoff: Backoff,
-}
-
-impl Owed {
-    fn nothing() -> Self {
-        Self { tombstone: None, forget: false, at: None, backoff: Backoff::new() }
-    }
-
-    fn try_later(&mut self) {
-        self.at = Some(Instant::now() + self.backoff.next());
-    }
 }
 
 /// Hands a command to the attempt's task, which begins if there is none.
@@ -360,51 +340,6 @@ impl Attempt {
         }
     }
 
-    /// Told to stop before it started, although that may not be on disk yet.
-    fn is_to_stop(&self, phase: Phase) -> bool {
-        phase <= Phase::Prepared && self.owed.tombstone.is_some()
-    }
-
-    /// Writes the tombstone. A full disk does not keep a running task alive: it is stopped all the
-    /// same, and the tombstone is tried again until it is written.
-    async fn bury(&mut self, grace: Duration) -> bool {
-        let dir = self.dir.clone();
-        let tombstone = Tombstone { grace_ms: grace.as_millis().try_into().unwrap_or(u64::MAX) };
-        let written = blocking(move || {
-            prepare::make_attempt_dir(&dir)?;
-            tombstone.write(&dir)
-        });
-        match written.await {
-            Ok(()) => {
-                self.owed.tombstone = None;
-                true
-            }
-            Err(error) => {
-                tracing::error!(attempt = %self.id, %error, "could not write the tombstone, it is tried again; free space on the disk of the state folder");
-                let owed = self.owed.tombstone.map_or(grace, |earlier| earlier.min(grace));
-                self.owed.tombstone = Some(owed);
-                self.owed.try_later();
-                false
-            }
-        }
-    }
-
-    /// Tries again what is owed.
-    async fn pay(&mut self) {
-        self.owed.at = None;
-        if self.owed.forget {
-            return self.forget().await;
-        }
-        let Some(grace) = self.owed.tombstone else { return };
-        match self.phase() {
-            Phase::Fresh | Phase::Prepared => self.stop(grace).await,
-            // Its tasks were told at once.
-            Phase::Starting | Phase::Running => drop(self.bury(grace).await),
-            // Nothing of it can start any more: its tasks' ends are on disk.
-            Phase::Ending | Phase::Released => self.owed.tombstone = None,
-        }
-    }
-
     fn stop_tasks(&mut self, grace: Duration) {
         let kill_at = Instant::now() + grace;
         if self.kill_at.is_some_and(|earlier| earlier <= kill_at) {
@@ -458,10 +393,12 @@ impl Attempt {
         let dir = self.dir.clone();
         let lease = TaskLease { deadline_boottime_ms: Some(term.until.0) };
         let written = blocking(move || {
-            // One that cannot be renewed keeps none of the others from it.
-            let each =
-                ranks.into_iter().map(|r| TaskDir::new(rank_dir(&dir, r)).write_lease(lease));
-            each.fold(Ok(()), |all, one| all.and(one))
+            let mut written = Ok(());
+            for rank in ranks {
+                // One that cannot be renewed keeps none of the others from it.
+                written = written.and(TaskDir::new(rank_dir(&dir, rank)).write_lease(lease));
+            }
+            written
         });
         match written.await {
             Ok(()) => self.lease_until = Some(term.until),
@@ -526,12 +463,5 @@ impl Attempt {
         tracing::warn!(attempt = %self.id, why, "order refused");
         let why = why.to_owned();
         self.shared.book.tell(RunnerEvent::Refused { attempt: self.id, why });
-    }
-}
-
-/// Ready at once where there is no time to wait for; the caller asks first.
-async fn sleep_until(at: Option<Instant>) {
-    if let Some(at) = at {
-        tokio::time::sleep_until(at).await;
     }
 }

@@ -340,3 +340,46 @@ impl Book {
         self.occupied_version.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{BootMillis, LeaseTerm};
+    use tessera_model::JobId;
+
+    const ID: AttemptId = AttemptId { job: JobId(1), number: 1 };
+
+    #[test]
+    fn a_connection_that_does_not_keep_up_ends() {
+        let book = Book::default();
+        let (_, mut events) = book.connect();
+        for _ in 0..=EVENTS_MAX {
+            book.tell(RunnerEvent::Started { attempt: ID });
+        }
+        for n in 0..EVENTS_MAX {
+            assert!(events.try_recv().is_ok(), "event {n}");
+        }
+        assert_eq!(events.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
+        let (_, mut next) = book.connect();
+        book.tell(RunnerEvent::Started { attempt: ID });
+        assert!(next.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_busy_attempt_takes_so_many_orders_and_deadlines_leave_room_for_others() {
+        let book = Book::default();
+        let status = Status { phase: Phase::Running, stop_on_lapse: true, ..Status::fresh() };
+        let mut orders = book.enter(ID, status);
+        let term = LeaseTerm { until: BootMillis(1), lease_ms: 1 };
+        for _ in 0..2 * ORDERS_MAX {
+            book.tell_leased(|| Command::Lease(term));
+        }
+        assert_eq!(orders.len(), ORDERS_MAX - ORDERS_RESERVE);
+        for _ in 0..ORDERS_RESERVE {
+            assert!(matches!(book.deliver(ID, Command::Forget), Delivered::ToItsTask));
+        }
+        assert!(matches!(book.deliver(ID, Command::Forget), Delivered::Full));
+        assert!(orders.try_recv().is_ok());
+        assert!(matches!(book.deliver(ID, Command::Forget), Delivered::ToItsTask));
+    }
+}

@@ -31,7 +31,7 @@ impl Verb {
         match self {
             Self::Submit => "submit jobs",
             Self::Look => "look at the cluster",
-            Self::ManageNodes => "cordon, drain or uncordon nodes",
+            Self::ManageNodes => "cordon, drain, uncordon or retire nodes",
             Self::SeePrices => "see prices",
             Self::SetPrices => "set prices",
             Self::SeeAllUsage => "see the usage of all teams",

@@ -55,16 +55,6 @@ pub fn told(record: &JobRecord) -> Explanation {
     }
 }
 
-/// Explains a job that exists. `waits` are the reasons of the last decision.
-pub fn job(
-    cluster: &Cluster,
-    now: UnixMillis,
-    job: &Job,
-    waits: &BTreeMap<JobId, WaitReason>,
-) -> Explanation {
-    ask(cluster, now, job, waits).answer()
-}
-
 /// The question why a job waits. `waits` are the reasons of the last decision.
 pub fn ask(
     cluster: &Cluster,
@@ -95,11 +85,6 @@ fn not_reached(job: &Job, ahead: usize) -> Explanation {
         position: Some(ahead.saturating_add(1)),
         hint: None,
     }
-}
-
-/// Explains a job that is only imagined, as if it were submitted now.
-pub fn imagined(cluster: &Cluster, now: UnixMillis, spec: &JobSpec) -> Explanation {
-    ask_imagined(cluster, now, spec).answer()
 }
 
 /// The question what would become of a job if it were submitted now.

@@ -121,9 +121,8 @@ pub fn router(shared: &Arc<Shared>) -> Result<axum::Router, tonic_reflection::se
         .add_service(health);
     if shared.settings.dev {
         // Python's grpcio-reflection speaks only the old one.
-        routes = routes
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
+        routes =
+            routes.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
     }
     let guard = axum::middleware::from_fn_with_state(shared.gate.clone(), auth::guard);
     // A route layer leaves what has no route to the fallback of the pages.

@@ -5,8 +5,8 @@
 //! other tools may read stand in `schema/`.
 
 mod migrate; // forward-only, checksummed
-mod snapshot; // a shortcut for the next start
-mod read; // usage intervals and jobs that left memory
+mod read;
+mod snapshot; // a shortcut for the next start // usage intervals and jobs that left memory
 
 use std::path::{Path, PathBuf};
 

@@ -101,6 +101,10 @@ pub fn hello(cluster: &Cluster, now: UnixMillis, hello: &Hello) -> Greeting {
     let node = &hello.inventory.node;
     let mut greeting = Greeting::default();
     let over = |n: &Node| n.inventory.boot == hello.inventory.boot && hello.session < n.session;
+    if cluster.retired.contains(node) {
+        // It has to join again.
+        return greeting;
+    }
     if cluster.nodes.get(node).is_some_and(over) {
         // Written by an agent that is dead by now, and late: the kernel goes on sending what a dead
         // process has written. What it does not name may well be running under its successor.

@@ -76,6 +76,7 @@ pub fn check_spec(
     check_team(cluster, who, &spec.team)?;
     check_levels(cluster, spec)?;
     let snapshot = Snapshot::nodes_of(cluster, now);
+    check_model(cluster, spec)?;
     check_shape(&snapshot, spec)?;
     Ok(snapshot)
 }
@@ -151,27 +152,31 @@ fn check_levels(cluster: &Cluster, spec: &JobSpec) -> Result<(), Refusal> {
     Ok(())
 }
 
+fn check_model(cluster: &Cluster, spec: &JobSpec) -> Result<(), Refusal> {
+    let Some(model) = spec.gang.gpu_model.as_deref().filter(|_| !cluster.nodes.is_empty()) else {
+        return Ok(());
+    };
+    let gpus = cluster.nodes.values().flat_map(|n| &n.inventory.gpus);
+    let known: BTreeSet<&str> = gpus.map(|g| g.model.as_str()).collect();
+    let wanted = model.to_ascii_lowercase();
+    if known.iter().any(|m| m.to_ascii_lowercase().contains(&wanted)) {
+        return Ok(());
+    }
+    let hint = if known.is_empty() {
+        "no node has a GPU".to_owned()
+    } else {
+        format!("there are: {}", known.into_iter().collect::<Vec<_>>().join(", "))
+    };
+    let message = format!("no node has a GPU of the model {model:?}");
+    Err(Refusal::invalid("gpu_model", message, hint))
+}
+
 /// Refuses what no single node could take part in, and says which limit is in the way.
 fn check_shape(snapshot: &Snapshot, spec: &JobSpec) -> Result<(), Refusal> {
     let gang = &spec.gang;
     if snapshot.nodes.is_empty() {
         // Nodes may still join; the job waits for them.
         return Ok(());
-    }
-    if let Some(model) = gang.gpu_model.as_deref() {
-        let model = model.to_ascii_lowercase();
-        let known: BTreeSet<&str> =
-            snapshot.nodes.iter().flat_map(|n| n.gpus.iter().map(|g| g.model.as_str())).collect();
-        if !known.iter().any(|m| m.contains(&model)) {
-            let hint = if known.is_empty() {
-                "no node has a GPU".to_owned()
-            } else {
-                let known: Vec<&str> = known.into_iter().collect();
-                format!("there are: {}", known.join(", "))
-            };
-            let message = format!("no node has a GPU of the model {model:?}");
-            return Err(Refusal::invalid("gpu_model", message, hint));
-        }
     }
     let model = gang.gpu_model.as_deref();
     let gpus =
