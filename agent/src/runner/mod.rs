@@ -6,7 +6,7 @@
 //! Each decision is on disk before it is acted on or answered; a task is never started twice.
 //!
 //! ```text
-//! <state>/fence                     highest epoch obeyed
+//! <state>/fence, fence.spare        highest epoch obeyed
 //! <state>/jobs/<attempt>/order      what was ordered            tombstone: it ends, for good
 //! <state>/jobs/<attempt>/script     cgroup: of all ranks, where there are several
 //! <state>/jobs/<attempt>/rank-<r>/  a shim's task folder
