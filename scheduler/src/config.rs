@@ -95,8 +95,8 @@ pub struct Settings {
     #[arg(long, value_name = "MS")]
     lease_ms: Option<u64>,
 
-    /// When they are taken as stopped and may start elsewhere, milliseconds; must be more than
-    /// lease-ms [default: 660000]
+    /// When they are taken as stopped and may start elsewhere, milliseconds; at least 2000 more than
+    /// lease-ms, and half of the difference, up to 30 s, is their grace [default: 660000]
     #[arg(long, value_name = "MS")]
     lost_ms: Option<u64>,
 }
@@ -107,6 +107,9 @@ pub enum LogFormat {
     Text,
     Json,
 }
+
+/// Between the end of a lease and the loss of its node, milliseconds: time to stop what ran.
+const LAPSE_MARGIN_MIN: u64 = 2_000;
 
 /// Settings with everything in place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +143,7 @@ pub enum ConfigError {
     SilentTooSoon { silent: u64, heartbeat: u64 },
     #[error("lease_ms ({lease}) is not more than node_silent_ms ({silent})")]
     LeaseTooShort { lease: u64, silent: u64 },
-    #[error("lost_ms ({lost}) is not more than lease_ms ({lease})")]
+    #[error("lost_ms ({lost}) is not 2 s more than lease_ms ({lease})")]
     LostTooSoon { lost: u64, lease: u64 },
 }
 
@@ -169,7 +172,7 @@ impl ConfigError {
             }
             Self::LostTooSoon { lease, .. } => format!(
                 "a job may start elsewhere only after its lease has lapsed for certain, or it would run twice: lost_ms = {} or more",
-                lease + 60_000.min(lease / 10).max(1)
+                lease + 60_000.min(lease / 10).max(LAPSE_MARGIN_MIN)
             ),
         }
     }
@@ -250,10 +253,16 @@ impl Config {
         if self.lease.0 <= silent {
             return Err(ConfigError::LeaseTooShort { lease: self.lease.0, silent });
         }
-        if self.lost.0 <= self.lease.0 {
+        if self.lost.0 < self.lease.0.saturating_add(LAPSE_MARGIN_MIN) {
             return Err(ConfigError::LostTooSoon { lost: self.lost.0, lease: self.lease.0 });
         }
         Ok(())
+    }
+
+    /// How long a task whose lease lapsed has from SIGTERM to SIGKILL: at most half of what lies
+    /// between the end of the lease and the node's loss, so that it is surely gone by then.
+    pub fn lapse_grace(&self) -> Millis {
+        Millis(((self.lost.0 - self.lease.0) / 2).min(30_000))
     }
 
     /// Names and addresses the server's certificate is for.

@@ -104,7 +104,12 @@ pub async fn run(config: Config, parent_gone: oneshot::Receiver<()>) -> Result<(
     home.write_client(&url, ca.pem(), &token)?;
 
     let (stop, stopping) = watch::channel(false);
-    let settings = Settings { heartbeat: config.heartbeat, lease: config.lease, dev: config.dev };
+    let settings = Settings {
+        heartbeat: config.heartbeat,
+        lease: config.lease,
+        lapse_grace: config.lapse_grace(),
+        dev: config.dev,
+    };
     let shared = Shared::new(handle.clone(), ca, settings, stopping.clone());
     let router = serve::router(&shared)?;
     let mut told = stopping.clone();

@@ -99,6 +99,7 @@ fn prepare_from_wire(wire: v1::Prepare) -> Result<TaskOrder, Refusal> {
         project: wire.project,
         user: wire.user,
         stop_on_lapse: wire.stop_on_lapse,
+        lapse_grace: Millis(wire.lapse_grace_ms),
         time_limit: wire.time_limit_ms.map(Millis),
     })
 }

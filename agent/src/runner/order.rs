@@ -45,6 +45,8 @@ pub struct TaskOrder {
     pub user: String,
     /// Its shims stop it when the lease lapses. Otherwise it runs on whatever happens.
     pub stop_on_lapse: bool,
+    /// From SIGTERM to SIGKILL then.
+    pub lapse_grace: Millis,
     pub time_limit: Option<Millis>,
 }
 
@@ -182,6 +184,7 @@ pub(crate) mod tests {
             project: "llm".into(),
             user: "ada".into(),
             stop_on_lapse: false,
+            lapse_grace: Millis(1_000),
             time_limit: None,
         }
     }

@@ -170,6 +170,7 @@ impl<'a> Plan<'a> {
         }
         if order.stop_on_lapse {
             spec.policy_on_lapse = LapsePolicy::Stop;
+            spec.kill_grace_ms = order.lapse_grace.0;
         }
         let made = TaskDir::create(dir, &spec).and_then(|dir| {
             if order.stop_on_lapse {

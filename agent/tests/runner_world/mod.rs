@@ -181,6 +181,7 @@ impl World {
             project: "llm".into(),
             user: "ada".into(),
             stop_on_lapse: false,
+            lapse_grace: tessera_model::Millis(1_000),
             time_limit: None,
         }
     }

@@ -72,6 +72,7 @@ pub struct Shared {
 pub struct Settings {
     pub heartbeat: Millis,
     pub lease: Millis,
+    pub lapse_grace: Millis,
     /// gRPC reflection, for tools that find their way by themselves.
     pub dev: bool,
 }

@@ -49,7 +49,12 @@ impl Scheduler {
         let store = Store::open(dir.path()).unwrap();
         let (handle, _thread) = writer::start(store, Limits::default()).unwrap();
         let (stop, stopping) = watch::channel(false);
-        let settings = Settings { heartbeat: Millis(2_000), lease: Millis(600_000), dev };
+        let settings = Settings {
+            heartbeat: Millis(2_000),
+            lease: Millis(600_000),
+            lapse_grace: Millis(30_000),
+            dev,
+        };
         let shared = Shared::new(handle.clone(), ca.clone(), settings, stopping.clone());
         let router = serve::router(&shared).unwrap();
         let mut told = stopping;

@@ -110,6 +110,7 @@ pub fn order(epoch: Epoch, settings: &Settings, order: Order) -> v1::Order {
                 stop_on_lapse: spec.requeue,
                 time_limit_ms: spec.time_limit.map(|t| t.0),
                 gpus_per_node: gang.gpus_per_node,
+                lapse_grace_ms: settings.lapse_grace.0,
             })
         }
         Order::Commit { attempt, master_addr, master_port } => Wire::Commit(v1::Commit {
@@ -240,7 +241,8 @@ mod tests {
             place: 1,
             addresses: vec!["10.0.0.1".into(), "10.0.0.2".into()],
         };
-        let settings = Settings { heartbeat: Millis(1), lease: Millis(7), dev: false };
+        let settings =
+            Settings { heartbeat: Millis(1), lease: Millis(7), lapse_grace: Millis(3), dev: false };
         let wire = order(Epoch(4), &settings, prepare);
         assert_eq!(wire.epoch, 4);
         let Some(v1::order::Order::Prepare(p)) = wire.order else { panic!("{wire:?}") };
