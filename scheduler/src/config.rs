@@ -357,8 +357,11 @@ mod tests {
             (&["--data", "x", "--heartbeat-ms", "0"], "heartbeat_ms is 0"),
             (&["--data", "x", "--heartbeat-ms", "4000"], "three heartbeats (4000 each)"),
             (&["--data", "x", "--lease-ms", "5000"], "lease_ms (5000) is not more than"),
-            (&["--data", "x", "--lost-ms", "600000"], "lost_ms (600000) is not more than lease_ms"),
-            (&["--data", "x", "--lease-ms", "700000"], "lost_ms (660000) is not more"),
+            (
+                &["--data", "x", "--lost-ms", "600000"],
+                "lost_ms (600000) is not 2 s more than lease_ms",
+            ),
+            (&["--data", "x", "--lease-ms", "700000"], "lost_ms (660000) is not 2 s more"),
         ];
         for (args, want) in cases {
             let error = merge(flags(args), Settings::default()).unwrap_err();

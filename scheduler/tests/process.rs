@@ -108,7 +108,7 @@ fn a_port_in_use_a_bad_map_and_a_bad_setting_are_named() {
     assert!(text.contains("map.toml:2") && text.contains("did you mean `leaf`?"), "{text}");
 
     let text = refused(command(&dir.path().join("d")).args(["--lost-ms", "5"]));
-    assert!(text.contains("lost_ms (5) is not more than lease_ms"), "{text}");
+    assert!(text.contains("lost_ms (5) is not 2 s more than lease_ms"), "{text}");
 }
 
 #[test]

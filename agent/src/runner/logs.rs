@@ -88,7 +88,9 @@ fn read_piece(task: &TaskDir, offset: u64, max_bytes: u32) -> Result<LogAnswer, 
         |error: io::Error| format!("could not read {}: {error}", task.log_path().display());
     let output = Output::open(&task.log_path()).map_err(failed)?;
     let Some(output) = output else {
-        return Ok(LogAnswer { offset, end: ended && offset == 0, ..LogAnswer::default() });
+        // It ended without a word, or its folder was moved away between our two looks.
+        let end = ended && offset == 0 && task.path().is_dir();
+        return Ok(LogAnswer { offset, end, ..LogAnswer::default() });
     };
     if offset < output.first {
         return Err(format!(
