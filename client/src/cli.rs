@@ -244,19 +244,19 @@ pub struct RequestArgs {
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = pair)]
     pub tags: Vec<(String, String)>,
     /// Nodes it needs at once
-    #[arg(short = 'N', long, value_name = "COUNT", help_heading = "Shape")]
+    #[arg(short = 'N', long, value_name = "COUNT", value_parser = at_least_one, allow_negative_numbers = true, help_heading = "Shape")]
     pub nodes: Option<u32>,
     /// GPUs on each node
-    #[arg(short = 'G', long, value_name = "COUNT", help_heading = "Shape")]
+    #[arg(short = 'G', long, value_name = "COUNT", value_parser = count, allow_negative_numbers = true, help_heading = "Shape")]
     pub gpus_per_node: Option<u32>,
     /// GPUs in total: one node where they fit, else whole nodes
-    #[arg(long, value_name = "COUNT", help_heading = "Shape")]
+    #[arg(long, value_name = "COUNT", value_parser = count, allow_negative_numbers = true, help_heading = "Shape")]
     pub gpus: Option<u32>,
     /// Processes on each node; default: one a GPU, at least one
-    #[arg(long, value_name = "COUNT", help_heading = "Shape")]
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one, allow_negative_numbers = true, help_heading = "Shape")]
     pub tasks_per_node: Option<u32>,
     /// CPUs for each process
-    #[arg(short = 'c', long, value_name = "COUNT", help_heading = "Shape")]
+    #[arg(short = 'c', long, value_name = "COUNT", value_parser = at_least_one, allow_negative_numbers = true, help_heading = "Shape")]
     pub cpus_per_task: Option<u32>,
     /// Memory on each node, 180GB; a bare number is MiB
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Shape")]
@@ -271,7 +271,7 @@ pub struct RequestArgs {
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub priority: Option<i32>,
     /// It is stopped after this: 90s, 4h, 3d, or Slurm's 1-12:00:00; a bare number is minutes
-    #[arg(short = 't', long, value_name = "LENGTH", value_parser = length)]
+    #[arg(short = 't', long, value_name = "LENGTH", allow_negative_numbers = true, value_parser = length)]
     pub time_limit: Option<Millis>,
     /// Start it elsewhere when its node is lost
     #[arg(long)]
@@ -594,6 +594,14 @@ pub struct DevArgs {
     /// Play a short story with real processes and end
     #[arg(long, conflicts_with_all = ["nodes", "preset", "data", "topology"])]
     pub demo: bool,
+}
+
+fn count(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "give a whole number, such as 8".to_owned())
+}
+
+fn at_least_one(text: &str) -> Result<u32, String> {
+    count(text).ok().filter(|n| *n > 0).ok_or_else(|| "give a whole number from 1 on".to_owned())
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -335,11 +335,11 @@ fn read_table(text: &str, path: &Path) -> Result<Draft, Fault> {
             "team" => draft.team = Some(text_of(value, name)?),
             "project" => draft.project = Some(text_of(value, name)?),
             "tags" => draft.tags = map_of(value, name)?,
-            "nodes" => draft.nodes = Some(count_of(value, name)?),
+            "nodes" => draft.nodes = Some(some_of(value, name)?),
             "gpus_per_node" => draft.gpus_per_node = Some(count_of(value, name)?),
             "gpus" => draft.gpus = Some(count_of(value, name)?),
-            "tasks_per_node" => draft.tasks_per_node = Some(count_of(value, name)?),
-            "cpus_per_task" => draft.cpus_per_task = Some(count_of(value, name)?),
+            "tasks_per_node" => draft.tasks_per_node = Some(some_of(value, name)?),
+            "cpus_per_task" => draft.cpus_per_task = Some(some_of(value, name)?),
             "memory_per_node" => {
                 let size = text_of(value, name)?;
                 draft.memory_per_node = Some(Bytes::parse(&size).ok_or_else(|| {
@@ -479,6 +479,14 @@ fn count_of(value: &Value<'_>, field: &str) -> Result<u32, Fault> {
     let number = whole(value, field)?;
     u32::try_from(number)
         .map_err(|_| fault(value, field, format!("`{field}` {number} is out of range")))
+}
+
+/// As [`count_of`], but none at all makes no sense.
+fn some_of(value: &Value<'_>, field: &str) -> Result<u32, Fault> {
+    match count_of(value, field)? {
+        0 => Err(fault(value, field, format!("`{field}` is 0, it must be 1 or more"))),
+        n => Ok(n),
+    }
 }
 
 fn list_of(value: &Value<'_>, field: &str) -> Result<Vec<String>, Fault> {
