@@ -95,7 +95,7 @@ impl SimNode {
         control::clear(self.path()).unwrap();
     }
 
-    /// Ten beats a second, a deadline of 300 ms.
+    /// Ten beats a second, a deadline of 1.5 s.
     pub fn config(&self) -> SamplerConfig {
         let identity = NodeIdentity {
             node: NodeId::parse("n0").unwrap(),
@@ -106,7 +106,7 @@ impl SimNode {
             sysfs: self.sysfs(),
             interval: Duration::from_millis(100),
             slow_every: Duration::from_millis(300),
-            call_deadline: Duration::from_millis(300),
+            call_deadline: Duration::from_millis(1_500),
             reprobe_every: Duration::from_millis(200),
             gpm: GpmUse::On,
             ..SamplerConfig::new(identity, Some(self.library.clone()))
