@@ -273,3 +273,27 @@ async fn a_snapshot_and_the_journal_tell_the_same_story() {
     assert_eq!(kinds, ["epoch_began", "job_submitted", "lease_granted", "node_up", "team_created"]);
     assert_eq!(Event::EpochBegan { epoch: Epoch(1) }.kind(), "epoch_began");
 }
+
+#[tokio::test]
+async fn a_retired_node_leaves_the_table_that_others_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { silent: Millis(1), ..Limits::default() };
+    let handle = writer::start(Store::open(dir.path()).unwrap(), limits).unwrap().0;
+    let _orders = node_up(&handle, 7).await;
+    let db = rusqlite::Connection::open(dir.path().join("tessera.db")).unwrap();
+    let rows = || db.query_row("SELECT count(*) FROM nodes", [], |r| r.get::<_, u32>(0)).unwrap();
+    assert_eq!(rows(), 1);
+    let node = inventory().node;
+    let mut changes = handle.watch();
+    loop {
+        let node = node.clone();
+        let retired = handle.change(move |c, now| door::retire(c, now, &admin(), &node, "scrap"));
+        match retired.await {
+            Ok(jobs) => break assert_eq!(jobs, []),
+            // It is up until its silence is noticed.
+            Err(refusal) => assert_eq!(refusal.kind, RefusalKind::Precondition, "{refusal}"),
+        }
+        changes.changed().await.unwrap();
+    }
+    assert_eq!(rows(), 0);
+}

@@ -12,9 +12,8 @@ use serde::{Deserialize, Serialize};
 use tessera_model::topology::Topology;
 use tessera_model::usage::{Interval, UsageClass};
 use tessera_model::{
-    AttemptId, Epoch, GpuId, GpuRecord, JobId, JobRecord, JobState, Lease, Millis, NodeId,
-    NodeInventory, NodeRecord, NodeState, Principal, Revision, SessionId, TaskEnd, TeamId,
-    UnixMillis, UserId,
+    AttemptId, Epoch, GpuId, JobId, JobState, Lease, Millis, NodeId, NodeInventory, NodeState,
+    Principal, Revision, SessionId, TaskEnd, TeamId, UnixMillis, UserId,
 };
 
 use crate::event::{Event, Stamped, StopWhy, WriteOffWhy};
@@ -35,14 +34,12 @@ pub struct Cluster {
     pub revision: Revision,
     pub epoch: Epoch,
     /// When this reign began: agents could not answer before.
-    #[serde(default)]
     pub epoch_at: UnixMillis,
     pub topology: Topology,
     pub teams: BTreeMap<TeamId, Team>,
     pub tokens: BTreeMap<String, Token>,
     pub join_tokens: BTreeMap<String, JoinToken>,
     /// Nodes that were retired: their certificates are good for nothing until they join again.
-    #[serde(default)]
     pub retired: BTreeSet<NodeId>,
     pub prices: PriceBook,
     pub nodes: BTreeMap<NodeId, Node>,
@@ -400,7 +397,6 @@ impl Cluster {
             committed: false,
             ended: BTreeMap::new(),
             released: BTreeSet::new(),
-            written_off: BTreeSet::new(),
             first_failure: None,
             stop: None,
             settled: false,
@@ -539,7 +535,6 @@ impl Cluster {
         let Some(attempt) = self.jobs.attempts.get_mut(&id).filter(|a| a.holds(node)) else {
             return;
         };
-        attempt.written_off.insert(node.clone());
         let Some((index, place)) = attempt.place(node).map(|(i, p)| (i, p.clone())) else { return };
         let end = if why == WriteOffWhy::LeaseLapsed { TaskEnd::Lapsed } else { TaskEnd::Unknown };
         for rank in attempt.ranks_at(index) {
@@ -700,86 +695,6 @@ impl Cluster {
         self.jobs.set_state(id, state);
         self.jobs.prune();
         self.outbox.jobs.insert(id);
-    }
-
-    // ---- looking
-
-    /// A job as everybody sees it. While it waits, its reason is the decision's and comes from there.
-    pub fn record(&self, job: &Job) -> JobRecord {
-        JobRecord {
-            id: job.id,
-            spec: tessera_model::JobSpec::clone(&job.spec),
-            state: job.state,
-            submitted_at: job.submitted_at,
-            started_at: job.started_at,
-            ended_at: job.ended_at,
-            exit_code: job.exit_code,
-            reason: self.reason(job),
-            attempt: job.attempt,
-            nodes: job.nodes.clone(),
-            cancel_requested: job.cancelled_by.is_some(),
-        }
-    }
-
-    /// A node as everybody sees it.
-    pub fn node_record(&self, node: &Node) -> NodeRecord {
-        let path = self.topology.nodes.get(node.id()).map_or(&[][..], |p| p.as_slice());
-        let gpu = |gpu: &tessera_model::Gpu| {
-            let held_by = node.held.get(&gpu.id).map(|a| a.job);
-            GpuRecord {
-                condition: node.condition(&gpu.id),
-                held_by,
-                team: held_by.and_then(|j| self.jobs.get(j)).map(|j| j.spec.team.clone()),
-            }
-        };
-        NodeRecord {
-            state: node.state,
-            cordon: node.cordon.clone(),
-            domains: self.topology.levels.iter().cloned().zip(path.iter().cloned()).collect(),
-            gpus: node.inventory.gpus.iter().map(gpu).collect(),
-            cpus_held: node.cpus_held,
-            last_seen: node.last_seen,
-            inventory: node.inventory.clone(),
-        }
-    }
-
-    fn reason(&self, job: &Job) -> String {
-        let attempt = job.attempt.and_then(|a| self.jobs.attempts.get(&a));
-        match (job.state, attempt) {
-            (JobState::Starting, Some(a)) => match a.phase {
-                Phase::Preparing => {
-                    format!("{} of {} nodes ready", a.prepared.len(), a.lease.places.len())
-                }
-                _ => "its tasks are being started".to_owned(),
-            },
-            (JobState::Stopping, Some(a)) => match &a.stop {
-                Some(StopWhy::Cancelled) => "cancelled, its tasks are being stopped".to_owned(),
-                Some(StopWhy::TimeLimit) => {
-                    "at its time limit, its tasks are being stopped".to_owned()
-                }
-                _ => "its tasks are being stopped".to_owned(),
-            },
-            (JobState::Running, Some(a)) => match &a.first_failure {
-                Some((rank, end)) => format!("rank {rank} {end}; the others are being stopped"),
-                None => self.silent_nodes(a),
-            },
-            _ => job.outcome.clone(),
-        }
-    }
-
-    fn silent_nodes(&self, attempt: &Attempt) -> String {
-        let silent: Vec<&str> = attempt
-            .lease
-            .places
-            .iter()
-            .filter(|p| self.nodes.get(&p.node).is_some_and(|n| n.state != NodeState::Up))
-            .map(|p| p.node.as_str())
-            .collect();
-        if silent.is_empty() {
-            String::new()
-        } else {
-            format!("no word from {}; it is believed to go on there", silent.join(", "))
-        }
     }
 }
 

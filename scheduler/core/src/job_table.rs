@@ -49,12 +49,9 @@ pub struct Attempt {
     pub granted_at: UnixMillis,
     pub running_since: Option<UnixMillis>,
     /// Its nodes were told to start: from here on something of it may have run.
-    #[serde(default)]
     pub committed: bool,
     pub ended: BTreeMap<u32, TaskEnd>,
     pub released: BTreeSet<NodeId>,
-    /// Places that were written off: their tasks' ends are not known.
-    pub written_off: BTreeSet<NodeId>,
     /// The first task that did not end well; it decides the job's exit code.
     pub first_failure: Option<(u32, TaskEnd)>,
     pub stop: Option<StopWhy>,

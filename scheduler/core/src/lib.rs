@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod node_table; // nodes and what is held on them
 pub mod order; // what agents are told
 pub mod placement; // which GPUs a job should get
+pub mod records; // jobs and nodes as everybody sees them
 pub mod verify; // a second opinion on every placement // what each GPU was doing, and what it costs
 
 pub use cluster::Cluster;

@@ -21,7 +21,6 @@ pub struct Node {
     /// GPUs' conditions goes before it.
     pub occupied: BTreeMap<GpuId, Vec<u32>>,
     /// GPUs of which another node has the same, by that node.
-    #[serde(default)]
     pub duplicate: BTreeMap<GpuId, NodeId>,
     pub held: BTreeMap<GpuId, AttemptId>,
     pub cpus_held: u32,

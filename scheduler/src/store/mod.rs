@@ -39,8 +39,8 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
-    #[error("the snapshot cannot be read")]
-    BadSnapshot(#[source] serde_json::Error),
+    #[error("a job's record in the store cannot be read")]
+    BadRecord(#[source] serde_json::Error),
     #[error("the journal goes from {expected} to {found}")]
     Hole { expected: u64, found: u64 },
     #[error("the disk with the store is full")]
@@ -60,7 +60,7 @@ impl StoreError {
             Self::Changed { .. } => {
                 "this binary was not built from a release; use the one that made the store"
             }
-            Self::BadEvent { .. } | Self::BadSnapshot(_) | Self::Hole { .. } => {
+            Self::BadEvent { .. } | Self::BadRecord(_) | Self::Hole { .. } => {
                 "the file is damaged: restore the last backup, and keep this one for a look at it"
             }
             Self::Thread(_) => "raise the limit of threads or memory for this user",
@@ -217,6 +217,10 @@ impl Store {
         for node in outbox.nodes.iter().filter_map(|n| cluster.nodes.get(n)) {
             let record = json(&cluster.node_record(node));
             node_row.execute(params![node.id().as_str(), node.state.word(), record])?;
+        }
+        let mut gone = self.db.prepare_cached("DELETE FROM nodes WHERE node = ?1")?;
+        for node in outbox.nodes.iter().filter(|n| !cluster.nodes.contains_key(*n)) {
+            gone.execute([node.as_str()])?;
         }
         let mut interval_row = self.db.prepare_cached(
             "INSERT INTO usage_intervals (gpu, start_unix_ms, end_unix_ms, node, gpu_model, class,

@@ -72,7 +72,7 @@ impl Reader {
     ) -> Result<Option<JobRecord>, StoreError> {
         let db = self.open()?;
         let text: Option<String> = db.query_row(sql, params, |row| row.get(0)).optional()?;
-        text.map(|t| serde_json::from_str(&t).map_err(StoreError::BadSnapshot)).transpose()
+        text.map(|t| serde_json::from_str(&t).map_err(StoreError::BadRecord)).transpose()
     }
 }
 
