@@ -3,6 +3,7 @@
 //! In: the command line and `--config FILE`. Out: [`Settings`] with everything filled in, or an
 //! error that names the value. The file has the flags' names; one it does not know is an error.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,9 +12,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use tessera_model::{BadId, Bytes, NodeId};
+use tessera_model::{BadId, Bytes, NodeId, Refusal};
+use tessera_proto::nodes::{check_neighbours, checked_labels};
 
 use crate::join::{JoinError, JoinToken};
+use crate::probe::lldp;
 use crate::runner::Keep;
 
 const AFTER_HELP: &str = "\
@@ -68,6 +71,17 @@ pub struct RunFlags {
     /// Host name or IP address at which other nodes reach this one. [default: the host name]
     #[arg(long, value_name = "HOST")]
     pub address: Option<String>,
+    /// A label of this node, NAME=VALUE, more than once for several: what jobs select by, and,
+    /// under the names clouds and Kubernetes use, where the node stands.
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    pub labels: Vec<String>,
+    /// A switch that a link of this node ends at, more than once for several.
+    #[arg(long = "neighbour", value_name = "SWITCH")]
+    pub neighbours: Vec<String>,
+    /// What `lldpctl -f json` or `-f json0` printed: its neighbours count as well. Read at the
+    /// start.
+    #[arg(long, value_name = "FILE")]
+    pub lldp_json: Option<PathBuf>,
     #[command(flatten)]
     pub devices: DeviceFlags,
     /// The tessera-shim binary. [default: beside this one]
@@ -135,6 +149,12 @@ struct FileSettings {
     #[serde(alias = "join-token")]
     join_token: Option<String>,
     address: Option<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    neighbours: Vec<String>,
+    #[serde(alias = "lldp-json")]
+    lldp_json: Option<PathBuf>,
     #[serde(alias = "nvml-lib")]
     nvml_lib: Option<PathBuf>,
     #[serde(alias = "sysfs-root")]
@@ -161,6 +181,9 @@ pub struct Settings {
     pub name: Option<NodeId>,
     pub join_token: Option<JoinToken>,
     pub address: String,
+    pub labels: BTreeMap<String, String>,
+    /// Each once.
+    pub neighbours: Vec<String>,
     pub devices: Devices,
     pub shim: PathBuf,
     pub run_as_agent_user: bool,
@@ -191,6 +214,12 @@ pub enum ConfigError {
     Name(#[from] BadId),
     #[error(transparent)]
     Token(#[from] JoinError),
+    #[error("{text:?} is no label")]
+    Label { text: String },
+    #[error("what is said of the node is not right: {0}")]
+    Told(Refusal),
+    #[error("{} is not what lldpctl prints: {why}", .path.display())]
+    Lldp { path: PathBuf, why: String },
     #[error("{text:?} is no size")]
     Size { text: String },
     #[error("there is no shim at {}", .path.display())]
@@ -209,7 +238,10 @@ impl ConfigError {
     pub fn hint(&self) -> String {
         match self {
             Self::Missing { flag, .. } => format!("say {flag}, or write it into the --config file"),
-            Self::File { .. } => "check the path after --config".to_owned(),
+            Self::File { .. } => "check the path after --config or --lldp-json".to_owned(),
+            Self::Label { .. } => "write it like --label zone=eu-west-1a".to_owned(),
+            Self::Told(refusal) => refusal.hint.clone(),
+            Self::Lldp { .. } => "write it with `lldpctl -f json0 > FILE`".to_owned(),
             Self::Toml { .. } => "`tessera-agent --help` lists the names".to_owned(),
             Self::Name(_) => "say --name, such as gpu-a01".to_owned(),
             Self::Token(error) => error.hint(),
@@ -241,6 +273,12 @@ impl Settings {
             .map_err(|source| ConfigError::State { dir: state, source })?;
         let name = flags.name.or(file.name).map(|name| NodeId::parse(&name)).transpose()?;
         let token = flags.join_token.or(file.join_token).filter(|token| !token.is_empty());
+        let labels = labels(file.labels, &flags.labels)?;
+        let neighbours = match flags.neighbours.is_empty() {
+            true => file.neighbours,
+            false => flags.neighbours,
+        };
+        let neighbours = all_neighbours(neighbours, flags.lldp_json.or(file.lldp_json))?;
         let defaults = Keep::default();
         let bytes = match flags.keep_bytes.or(file.keep_bytes) {
             Some(text) => Bytes::parse(&text).ok_or(ConfigError::Size { text })?,
@@ -264,6 +302,8 @@ impl Settings {
             name,
             join_token: token.map(|token| JoinToken::parse(&token)).transpose()?,
             address: flags.address.or(file.address).unwrap_or_else(host_name),
+            labels,
+            neighbours,
             devices: devices.resolve(),
             shim: std::path::absolute(&shim).unwrap_or(shim),
             run_as_agent_user: flags.run_as_agent_user || file.run_as_agent_user.unwrap_or(false),
@@ -281,6 +321,36 @@ impl DeviceFlags {
             sysfs: self.sysfs_root.unwrap_or_else(|| PathBuf::from("/sys")),
         }
     }
+}
+
+/// Those of the file, and over them those of the flags.
+fn labels(
+    mut labels: BTreeMap<String, String>,
+    flags: &[String],
+) -> Result<BTreeMap<String, String>, ConfigError> {
+    for text in flags {
+        let Some((name, value)) = text.split_once('=') else {
+            return Err(ConfigError::Label { text: text.clone() });
+        };
+        labels.insert(name.trim().to_owned(), value.trim().to_owned());
+    }
+    checked_labels(labels).map_err(ConfigError::Told)
+}
+
+fn all_neighbours(
+    mut told: Vec<String>,
+    lldp: Option<PathBuf>,
+) -> Result<Vec<String>, ConfigError> {
+    if let Some(path) = lldp {
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ConfigError::File { path: path.clone(), source })?;
+        let heard = lldp::neighbours(&text).map_err(|why| ConfigError::Lldp { path, why })?;
+        told.extend(heard);
+    }
+    let mut seen = BTreeSet::new();
+    told.retain(|name| seen.insert(name.clone()));
+    check_neighbours(&told).map_err(ConfigError::Told)?;
+    Ok(told)
 }
 
 fn read_file(path: &Path) -> Result<FileSettings, ConfigError> {
@@ -362,7 +432,7 @@ mod tests {
         Settings::resolve(RunFlags { config: Some(file), ..flags(dir.path()) }).unwrap();
         for flag in Cli::command().get_arguments().filter_map(|a| a.get_long()) {
             let name = flag.replace('-', "_");
-            let told = sample.contains(&format!("{name} = "));
+            let told = ["", "s"].iter().any(|s| sample.contains(&format!("{name}{s} = ")));
             assert!(told || ["config", "help", "version"].contains(&flag), "{name} is missing");
         }
     }
@@ -405,12 +475,52 @@ mod tests {
             ("name = \"a b\"", "letters, digits"),
             ("keep_bytes = \"much\"", "no size"),
             ("join_token = \"tsrj1.x\"", "join token"),
+            ("labels = { \"a b\" = \"1\" }", "no name of a label"),
+            ("labels = { zone = \"a\\u001b[2J\" }", "unprintable"),
+            ("labels = { zone = 1 }", "agent.toml"),
+            ("neighbours = [\"\"]", "neighbours is empty"),
+            ("lldp_json = \"/no/such/file\"", "/no/such/file"),
+            ("lldp_json = \"/dev/null\"", "lldpctl"),
             ("= 1", "agent.toml"),
         ] {
             write(text);
             let error = resolve().unwrap_err();
             assert!(error.to_string().contains(want), "{text}: {error}");
             assert!(!error.hint().is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn labels_and_neighbours_come_from_file_flags_and_lldp() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, heard) = (dir.path().join("agent.toml"), dir.path().join("lldp.json"));
+        std::fs::write(
+            &file,
+            "labels = { zone = \"a\", \"nvidia.com/gpu.clique\" = \"x.1\" }\nneighbours = [\"leaf-4\", \"leaf-3\", \"leaf-4\"]",
+        )
+        .unwrap();
+        let chassis = r#"{"lldp":[{"interface":[{"chassis":[{"name":[{"value":"leaf-5"}]}]},
+            {"chassis":[{"name":[{"value":"leaf-3"}]}]}]}]}"#;
+        std::fs::write(&heard, chassis).unwrap();
+        let flags = RunFlags {
+            config: Some(file),
+            labels: vec!["zone=b=c".into(), "disk=".into()],
+            lldp_json: Some(heard),
+            ..flags(dir.path())
+        };
+        let settings = Settings::resolve(flags.clone()).unwrap();
+        let labels: Vec<_> = settings.labels.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        assert_eq!(labels, ["disk=", "nvidia.com/gpu.clique=x.1", "zone=b=c"]);
+        assert_eq!(settings.neighbours, ["leaf-4", "leaf-3", "leaf-5"]);
+        let too_many = (0..65).map(|n| format!("l{n}=")).collect();
+        for (labels, want) in [
+            (vec!["zone".to_owned()], "no label"),
+            (too_many, "at most 64"),
+            (vec![format!("a={}", "x".repeat(257))], "at most 256"),
+        ] {
+            let error = Settings::resolve(RunFlags { labels, ..flags.clone() }).unwrap_err();
+            assert!(error.to_string().contains(want), "{error}");
+            assert!(!error.hint().is_empty());
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod show; // what `probe` prints
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,7 +161,14 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let boot = boot()?;
     let spool = Spool::open(&state.join("spool"), &boot, spool::CAPACITY)
         .with_context(|| format!("could not use the samples kept in {}", state.display()))?;
-    let mut config = sampler_config(&node, &boot, &address, &settings.devices);
+    let told = NodeIdentity {
+        node: node.clone(),
+        boot,
+        address: address.clone(),
+        labels: settings.labels,
+        neighbours: settings.neighbours,
+    };
+    let mut config = sampler_config(told, &settings.devices);
     config.known_gpus = Some(state.join("gpus"));
     config.first_sequence = spool.next_sequence();
     let sampler = start_sampler(config).await?;
@@ -223,9 +231,7 @@ fn boot() -> anyhow::Result<BootId> {
     boot_id().context("the kernel names no boot in /proc/sys/kernel/random/boot_id")
 }
 
-fn sampler_config(node: &NodeId, boot: &BootId, address: &str, devices: &Devices) -> SamplerConfig {
-    let identity =
-        NodeIdentity { node: node.clone(), boot: boot.clone(), address: address.to_owned() };
+fn sampler_config(identity: NodeIdentity, devices: &Devices) -> SamplerConfig {
     let mut config = SamplerConfig::new(identity, devices.nvml_library.clone());
     config.sysfs.clone_from(&devices.sysfs);
     config
@@ -243,7 +249,14 @@ fn probe(flags: ProbeFlags) -> anyhow::Result<()> {
         Some(name) => NodeId::parse(name).map_err(ConfigError::from)?,
         None => default_node()?,
     };
-    let config = sampler_config(&node, &boot()?, &host_name(), &flags.devices.resolve());
+    let identity = NodeIdentity {
+        node,
+        boot: boot()?,
+        address: host_name(),
+        labels: BTreeMap::new(),
+        neighbours: Vec::new(),
+    };
+    let config = sampler_config(identity, &flags.devices.resolve());
     let runtime = runtime(1)?;
     let text = runtime.block_on(async {
         let sampler = start_sampler(config).await?;

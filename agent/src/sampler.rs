@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::mailbox;
 use crate::probe::NodeIdentity;
-use crate::probe::nvml::{CallWatch, Driver, Fault, GpuFacts, Health, ProcessError};
+use crate::probe::nvml::{CallWatch, Cut, Driver, Fault, GpuFacts, Health, ProcessError};
 use crate::probe::nvml_raw::DeviceKey;
 
 /// NVML itself needs little; the driver's calls go to the kernel.
@@ -225,8 +225,8 @@ struct Shared {
     config: SamplerConfig,
     driver: Driver,
     slots: Mutex<Vec<Arc<Slot>>>,
-    /// Whose event it is, by the opening of NVML and the device.
-    names: Mutex<HashMap<(u32, DeviceKey), GpuId>>,
+    /// Whose event it is, by the opening of NVML and the device: all instances of one that is cut.
+    names: Mutex<HashMap<(u32, DeviceKey), Vec<GpuId>>>,
     stop: AtomicBool,
     /// To the beat. Not bounded, since each thread sends a handful for each beat it was sent, and none
     /// when the beat is gone.
@@ -243,9 +243,10 @@ impl Shared {
     }
 }
 
-/// A thread that owns a GPU, as the others see it.
+/// A thread that owns a GPU or a MIG instance, as the others see it.
 #[derive(Debug)]
 struct Slot {
+    /// Which thread: a GPU's index, or beyond all of them.
     index: u32,
     watch: Arc<CallWatch>,
     /// `None` until it has said its UUID.
@@ -273,6 +274,11 @@ enum News {
     Driver {
         version: Option<String>,
         gpus: usize,
+    },
+    /// A GPU is cut into instances, each with a thread of its own from now on.
+    Cut {
+        index: u32,
+        cut: Cut,
     },
     /// There is no driver, or none that can be opened now.
     NoDriver,

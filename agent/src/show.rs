@@ -8,7 +8,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use tessera_model::sample::{GpuSample, NicSample, NodeSample};
-use tessera_model::{Bytes, GpuCondition, GpuId, NodeInventory};
+use tessera_model::{Bytes, Gpu, GpuCondition, GpuId, NodeInventory};
 
 type Conditions = BTreeMap<GpuId, GpuCondition>;
 
@@ -104,7 +104,7 @@ fn gpu_rows(
         rows.push(vec![
             gpu.index.to_string(),
             gpu.id.to_string(),
-            gpu.model.clone(),
+            model(gpu),
             gpu.memory.to_string(),
             or_dash(read.memory_used_bytes.map(|bytes| Bytes(bytes).to_string())),
             or_dash(read.busy_percent.map(|percent| format!("{percent:.0}%"))),
@@ -117,6 +117,14 @@ fn gpu_rows(
         ]);
     }
     rows
+}
+
+/// A MIG instance by its profile as well: `NVIDIA H100 80GB HBM3 1g.10gb`.
+fn model(gpu: &Gpu) -> String {
+    match &gpu.mig {
+        Some(mig) => format!("{} {}", gpu.model, mig.profile),
+        None => gpu.model.clone(),
+    }
 }
 
 fn nic_rows(inventory: &NodeInventory, sample: &NodeSample) -> Vec<Vec<String>> {
@@ -172,7 +180,7 @@ fn columns(rows: &[Vec<String>]) -> String {
 mod tests {
     use super::*;
     use tessera_model::sample::HostSample;
-    use tessera_model::{BootId, Gpu, Nic, NodeId, UnixMillis};
+    use tessera_model::{BootId, Nic, NodeId, UnixMillis};
 
     #[test]
     fn what_was_not_measured_is_never_shown_as_zero() {
@@ -198,6 +206,7 @@ mod tests {
                 nvlink_domain: None,
                 nic: None,
                 rail: None,
+                mig: None,
             }],
             nics: vec![Nic {
                 name: "eth0".into(),
@@ -206,6 +215,8 @@ mod tests {
                 speed_mbps: Some(100_000),
                 rdma: false,
             }],
+            labels: Default::default(),
+            neighbours: vec![],
         };
         let sample = NodeSample {
             node,

@@ -160,7 +160,7 @@ fn what_does_not_fit_is_refused_with_its_value() {
     let mut no_dir = base.clone();
     no_dir.working_dir = Some("/no/such/folder".into());
     let mut no_sense = base.clone();
-    no_sense.ranks = 0;
+    (no_sense.ranks, no_sense.ranks_of) = (0, vec![]);
     let cases = [
         ("session", other_session),
         ("n2", other_node),

@@ -288,6 +288,8 @@ fn inventory() -> NodeInventory {
         driver_version: None,
         gpus: vec![],
         nics: vec![],
+        labels: BTreeMap::from([("zone".into(), "a".into())]),
+        neighbours: vec!["leaf-3".into()],
     }
 }
 
@@ -327,7 +329,9 @@ fn a_job_from_hello_to_forget_and_over_a_broken_connection() {
         let (conditions, _) = connect(&world, &scheduler).await;
         let (mut line, hello) = Line::accept(&mut scheduler.lines).await;
         assert_eq!(hello.session, world.session.id().0);
-        assert_eq!(hello.inventory.as_ref().unwrap().node, "n1");
+        let told = hello.inventory.as_ref().unwrap();
+        assert_eq!((told.node.as_str(), told.labels["zone"].as_str()), ("n1", "a"));
+        assert_eq!(told.neighbours, ["leaf-3"]);
         line.welcome(&hello);
         // A heartbeat at once, and a grant for it.
         let beat = line.heartbeat().await;
@@ -358,8 +362,12 @@ fn a_job_from_hello_to_forget_and_over_a_broken_connection() {
             Up::Refused(refused) => assert_eq!(refused.attempt, "../.."),
             other => panic!("{other:?}"),
         }
-        let mut order = prepare(&world, "201.1", hello.session, "echo hi; exit 9");
+        // It waits for its signal, and saves its work first.
+        let script =
+            "exec 2> /dev/null; trap 'touch saved; echo hi; exit 9' USR1; mkfifo up; while :; do read x < up; done";
+        let mut order = prepare(&world, "201.1", hello.session, script);
         order.stop_on_lapse = true;
+        order.checkpoint_file = Some("saved".into());
         line.send(7, Down::Prepare(order));
         match line.next().await {
             Up::Prepared(prepared) => assert!(prepared.master_port > 0),
@@ -368,10 +376,25 @@ fn a_job_from_hello_to_forget_and_over_a_broken_connection() {
         let commit =
             v1::Commit { attempt: "201.1".into(), master_addr: "127.0.0.1".into(), master_port: 1 };
         line.send(7, Down::Commit(commit));
+        match line.next().await {
+            Up::Started(started) => assert_eq!(started.attempt, "201.1"),
+            other => panic!("{other:?}"),
+        }
+        let up = async {
+            while !world.dir.path().join("up").exists() {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(HANG, up).await.unwrap();
+        // One that is none, and one that is.
+        for signal in [65, 10] {
+            let signal = v1::SignalTasks { attempt: "201.1".into(), signal };
+            line.send(7, Down::Signal(signal));
+        }
         let mut said = Vec::new();
         for _ in 0..3 {
             said.push(match line.next().await {
-                Up::Started(started) => format!("started {}", started.attempt),
+                Up::Checkpoint(seen) => format!("checkpoint {}", seen.attempt),
                 Up::TaskEnded(ended) => {
                     assert_eq!(ended.end.unwrap().how, Some(v1::task_end::How::Exited(9)));
                     format!("ended {}", ended.rank)
@@ -381,7 +404,7 @@ fn a_job_from_hello_to_forget_and_over_a_broken_connection() {
             });
         }
         assert!(
-            said.contains(&"started 201.1".to_owned()) && said.contains(&"ended 0".to_owned()),
+            said[0] == "checkpoint 201.1" && said[1] == "ended 0",
             "{said:?}"
         );
         assert_eq!(said[2], "released 0");

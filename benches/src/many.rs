@@ -62,6 +62,7 @@ fn submit(person: &Person, spec: &v1::JobSpec, jobs: usize) {
                 let mine = jobs / streams + usize::from(stream < jobs % streams);
                 for _ in 0..mine {
                     let request = v1::SubmitRequest {
+                        array: None,
                         spec: Some(spec.clone()),
                         idempotency_key: String::new(),
                     };

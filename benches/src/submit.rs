@@ -53,6 +53,7 @@ fn submit(cluster: &Cluster, person: &Person, streams: usize, jobs: usize) -> (D
                 let mut took = Vec::new();
                 for _ in 0..jobs / streams {
                     let request = v1::SubmitRequest {
+                        array: None,
                         spec: Some(spec.clone()),
                         idempotency_key: String::new(),
                     };

@@ -3,6 +3,7 @@
 //! In: settings, requests. Out: answers, or why there is none. Reads and writes that may safely
 //! come twice are asked again while the scheduler is away for a moment; other writes are asked once.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -98,7 +99,7 @@ impl Api {
     }
 
     pub fn admin(&self) -> AdminClient<Line> {
-        AdminClient::new(self.line())
+        AdminClient::new(self.line()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
     /// Asks, and asks again while the scheduler is unavailable. For reads, and for writes that do
@@ -137,10 +138,13 @@ impl Api {
     }
 
     pub async fn job(&self, id: JobId) -> Outcome<JobRecord> {
-        let job = self
-            .ask(|api| async move { api.jobs().get(v1::GetJobRequest { job_id: id.0 }).await })
-            .await?;
-        job_record(job)
+        self.get(id, None).await
+    }
+
+    /// A job, or the task of an array with an index.
+    pub async fn get(&self, id: JobId, index: Option<u32>) -> Outcome<JobRecord> {
+        let request = v1::GetJobRequest { job_id: id.0, index };
+        job_record(self.ask(|api| async move { api.jobs().get(request).await }).await?)
     }
 
     pub async fn list(&self, request: &v1::ListJobsRequest) -> Outcome<JobList> {
@@ -150,6 +154,8 @@ impl Api {
             total: reply.total,
             gpus_held: reply.gpus_held,
             gpus_total: reply.gpus_total,
+            positions: reply.positions.into_iter().map(|(id, p)| (JobId(id), p)).collect(),
+            throttles: reply.throttles.into_iter().map(|(id, t)| (JobId(id), t)).collect(),
         })
     }
 
@@ -169,6 +175,12 @@ impl Api {
         let request = &v1::ListNodesRequest { nodes: names.to_vec() };
         let reply = self.ask(|api| async move { api.nodes().list(request.clone()).await }).await?;
         reply.nodes.into_iter().map(node_record).collect()
+    }
+
+    /// The map in force, with what is said of it.
+    pub async fn topology(&self) -> Outcome<v1::TopologyReply> {
+        self.ask(|api| async move { api.admin().get_topology(v1::GetTopologyRequest {}).await })
+            .await
     }
 
     pub async fn who_am_i(&self) -> Outcome<v1::Principal> {
@@ -202,6 +214,10 @@ pub struct JobList {
     pub total: u64,
     pub gpus_held: u32,
     pub gpus_total: u32,
+    /// From 1, of those that wait their turn.
+    pub positions: BTreeMap<JobId, u32>,
+    /// Of arrays that have one: tasks that may run at once.
+    pub throttles: BTreeMap<JobId, u32>,
 }
 
 pub fn job_record(job: v1::Job) -> Outcome<JobRecord> {

@@ -2,15 +2,22 @@
 //!
 //! In: arguments. Out: one [`Cli`]. What each verb does stands in `commands`.
 
+mod request; // what a job asks for
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tessera_model::usage::UsageKey;
-use tessera_model::{Bytes, JobState, Millis, Role, Within};
+use tessera_model::{Bytes, JobState, Millis, Role, UnixMillis};
+use tessera_proto::v1;
+use tessera_sim::trace::Format;
 
-use crate::jobfile::{Draft, Work, parse_within};
+pub use request::{ExplainArgs, PlacementArgs, RequestArgs, SubmitArgs, UpdateArgs};
+
+use crate::commands::replay;
 use crate::output::Colour;
+use crate::{when, wishes};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -85,26 +92,37 @@ pub enum Verb {
             tessera submit -- hostname\n  \
             tessera submit -N 2 -G 8 -t 4h --within leaf train.sh --lr 3e-4\n  \
             tessera submit --gpus 16 --gpu-model h100 --wait -- python train.py\n  \
-            tessera submit -f job.toml --priority 10\n\n\
+            tessera submit -f job.toml --priority 10\n  \
+            tessera submit -N 8 -G 8 --slice 4:leaf --within block --patience 45m train.sh\n  \
+            tessera submit --array 0-99%5 --after ok:812 -G 1 eval.sh\n  \
+            tessera submit --dry-run -N 8 -G 8 --within leaf -- train.sh\n\n\
             A job file:\n  \
             version = 1\n  name = \"train\"\n  gpus = 16\n  time_limit = \"3d\"\n  \
-            command = [\"python\", \"train.py\"]"
+            command = [\"python\", \"train.py\"]\n  after = [\"ok:812\"]\n  \
+            [placement]\n  within = [\"block\", \"leaf:preferred\"]\n  slices = [\"4:leaf\"]\n  \
+            patience = \"45m\"\n  \
+            [checkpoint]\n  signal = \"USR1\"\n  notice = \"5m\"\n  \
+            [[role]]\n  name = \"leader\"\n  nodes = 1"
     )]
     Submit(Box<SubmitArgs>),
     /// List jobs that wait and run, and why they wait
     #[command(after_long_help = "Examples:\n  \
             tessera queue --team nlp\n  \
+            tessera queue --tasks                      # each task of an array on its own line\n  \
             tessera queue --all --state failed --limit 20\n  \
             tessera queue --json | jq '.jobs[] | select(.state == \"pending\") | .reason'")]
     Queue(QueueArgs),
-    /// Show everything about one job
-    #[command(after_long_help = "Examples:\n  tessera show 812\n  tessera show last --json")]
-    Show(JobArg),
+    /// Show everything about one job, and with --placement why it stands where it stands
+    #[command(after_long_help = "Examples:\n  tessera show 812\n  tessera show last --json\n  \
+            tessera show 812_7                         # a task of an array\n  \
+            tessera show 812 --placement")]
+    Show(ShowArgs),
     /// Say why a job waits, or what would become of one you only imagine
     #[command(
         long_about = "Say why a job waits, or what would become of one you only imagine.\n\n\
             The ladder lists each constraint with what it asks and what there is. The expected \
-            start is the latest one: every running job uses its whole time limit and nothing breaks.",
+            start is the latest one: every running job uses its whole time limit and nothing breaks. \
+            What would start sooner was really tried.",
         after_long_help = "Examples:\n  \
             tessera explain 817\n  \
             tessera explain -N 4 -G 8 --within leaf -- train.sh"
@@ -128,8 +146,43 @@ pub enum Verb {
     )]
     Wait(WaitArgs),
     /// Cancel jobs, whether they wait or run
-    #[command(after_long_help = "Examples:\n  tessera cancel 812\n  tessera cancel 812-815 last")]
+    #[command(
+        after_long_help = "Examples:\n  tessera cancel 812        # of an array: all its tasks\n  \
+            tessera cancel 812_7      # one of them\n  \
+            tessera cancel 812-815 last"
+    )]
     Cancel(JobsArg),
+    /// Keep waiting jobs from starting until they are released
+    #[command(after_long_help = "Examples:\n  tessera hold 812\n  tessera hold 812_7 820-823")]
+    Hold(JobsArg),
+    /// Let held jobs start again
+    #[command(after_long_help = "Example:\n  tessera release 812")]
+    Release(JobsArg),
+    /// Change what waiting jobs ask for; of a running one, the time limit
+    #[command(
+        long_about = "Change what waiting jobs ask for; of a running one, the time limit.\n\n\
+            What is not named stays as it is. Of the place, each kind of wish that is given takes \
+            the place of the earlier ones of its kind.",
+        after_long_help = "Examples:\n  \
+            tessera update 817 --nodes 6 --within leaf:preferred\n  \
+            tessera update 817 --priority 10 --tier urgent\n  \
+            tessera update 812 --throttle 20            # of an array\n  \
+            tessera update 817 --anywhere --after none --begin now"
+    )]
+    Update(Box<UpdateArgs>),
+    /// Send a signal to every process of running jobs
+    #[command(after_long_help = "Examples:\n  tessera signal USR1 812\n  tessera signal 10 812_7")]
+    Signal(SignalArgs),
+    /// Say that a job's work up to now is safe
+    #[command(
+        long_about = "Say that a job's work up to now is safe. When others need its place, those \
+            leave first whose last checkpoint is the least work ago.\n\n\
+            Inside a job no id is needed: TESSERA_JOB_ID and TESSERA_ATTEMPT say which it is.",
+        after_long_help = "Examples:\n  \
+            tessera checkpoint done          # in a job's script, after its files are written\n  \
+            tessera checkpoint done 812"
+    )]
+    Checkpoint(CheckpointArgs),
     /// List nodes and who holds their GPUs; with names, their details and newest readings
     #[command(after_long_help = "Each GPU is one character:\n  \
             ■ held   □ free   ✗ sick   ▒ kept from new jobs     (# . x ~ without UTF-8)\n\n\
@@ -160,10 +213,22 @@ pub enum Verb {
             tessera token create --node n09        # to have it back"
     )]
     Retire(RetireArgs),
-    /// Show which node stands where
-    #[command(after_long_help = "Example:\n  tessera topology\n\n\
+    /// Show which node stands where, mark a domain's links, or put another map in force
+    #[command(after_long_help = "Examples:\n  tessera topology\n  \
+            tessera topology load topology.conf --dry-run\n  \
+            tessera topology mark leaf:leaf-3 --health 50 --for 4h --reason 'one uplink is down'\n  \
+            tessera topology doubts\n\n\
             The level names are what --within takes.")]
-    Topology,
+    Topology(TopologyArgs),
+    /// Keep nodes or a domain for some teams, or for nobody, over a time
+    #[command(after_long_help = "Examples:\n  \
+            tessera reserve make course --domain leaf:leaf-3 --from 2026-12-01T08:00 --for 10h \
+            --team edu --reason 'GPU course'\n  \
+            tessera reserve make fw --nodes n[01-04] --for 2h --reason 'new firmware'   # nobody's\n  \
+            tessera reserve list\n  \
+            tessera reserve end course\n\n\
+            A job runs in it with --reservation NAME.")]
+    Reserve(ReserveArgs),
     /// Report who held which GPUs for how long, and at what price
     #[command(
         long_about = "Report who held which GPUs for how long, and at what price.\n\n\
@@ -182,9 +247,12 @@ pub enum Verb {
             tessera prices set --gpu h100=2.95 --gpu a100=1.60 --from 2026-12-01\n  \
             tessera prices set prices.toml")]
     Prices(PricesArgs),
-    /// List teams, or set one up
+    /// List teams with what they hold, set one up, or say what it may hold
     #[command(after_long_help = "Examples:\n  tessera team list\n  \
-            tessera team create nlp --description 'Language models'")]
+            tessera team create nlp --description 'Language models'\n  \
+            tessera team share nlp --parent research --weight 200\n  \
+            tessera team share nlp --quota h100=64..128      # guaranteed 64, at most 128\n  \
+            tessera team share nlp --quota h100=2:leaf       # two whole leaves")]
     Team(TeamArgs),
     /// List, make and revoke tokens, for people and for nodes that join
     #[command(after_long_help = "Examples:\n  \
@@ -207,6 +275,26 @@ pub enum Verb {
             tessera dev --demo                         # a short story, then it ends"
     )]
     Dev(DevArgs),
+    /// Replay a recorded workload: what would this scheduler have made of it, and what others
+    #[command(
+        long_about = "Replay a recorded workload in virtual time: what would this scheduler have \
+            made of it, and what would others.\n\n\
+            Needs no scheduler: the shipping core runs in this process. Every policy sees one event \
+            at a time, and every placement is checked by a judge of its own. Files may be gzip; \
+            columns are found by their names.\n\n\
+            openb: pods that take shares of GPUs and never end; what fits nowhere is dropped. A list \
+            with a column `seq` is replayed in that order; a raw one is shuffled by --seed and \
+            inflated by --inflate. itp, philly: training jobs with times; they wait, and end. \
+            tessera: what `tessera queue --all --json` and `tessera nodes --json` print.",
+        after_long_help = "Examples:\n  \
+            tessera replay --nodes openb_node_list_gpu_node.csv.gz --jobs openb_pod_list_default.csv.gz \\\n      \
+            --placements out.csv --plot out.svg\n  \
+            tessera replay --jobs itp-2021.csv.gz --cluster cluster04 --load 0.9 --policy ours,easy\n  \
+            tessera replay --jobs itp-2021.csv.gz --cluster cluster07 --nodes 64:8 --topology topo.csv.gz\n  \
+            tessera queue --all --limit 100000 --json > jobs.json; tessera nodes --json > nodes.json\n  \
+            tessera replay --nodes nodes.json --jobs jobs.json"
+    )]
+    Replay(ReplayArgs),
     /// Print completions for a shell
     #[command(after_long_help = "Example:\n  \
             tessera completions bash > ~/.local/share/bash-completion/completions/tessera")]
@@ -227,140 +315,10 @@ pub enum Verb {
 }
 
 #[derive(Debug, Args)]
-pub struct RequestArgs {
-    /// Read the job from a TOML file; flags override it
-    #[arg(short = 'f', long, value_name = "JOB.toml")]
-    pub file: Option<PathBuf>,
-    /// What people call it; default: the program's name
-    #[arg(long)]
-    pub name: Option<String>,
-    /// The team that pays; needed when you belong to several
-    #[arg(long)]
-    pub team: Option<String>,
-    /// The piece of the team's work it is billed under
-    #[arg(long)]
-    pub project: Option<String>,
-    /// A tag for reports; repeatable
-    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = pair)]
-    pub tags: Vec<(String, String)>,
-    /// Nodes it needs at once
-    #[arg(short = 'N', long, value_name = "COUNT", value_parser = at_least_one, allow_negative_numbers = true, help_heading = "Shape")]
-    pub nodes: Option<u32>,
-    /// GPUs on each node
-    #[arg(short = 'G', long, value_name = "COUNT", value_parser = count, allow_negative_numbers = true, help_heading = "Shape")]
-    pub gpus_per_node: Option<u32>,
-    /// GPUs in total: one node where they fit, else whole nodes
-    #[arg(long, value_name = "COUNT", value_parser = count, allow_negative_numbers = true, help_heading = "Shape")]
-    pub gpus: Option<u32>,
-    /// Processes on each node; default: one a GPU, at least one
-    #[arg(long, value_name = "COUNT", value_parser = at_least_one, allow_negative_numbers = true, help_heading = "Shape")]
-    pub tasks_per_node: Option<u32>,
-    /// CPUs for each process
-    #[arg(short = 'c', long, value_name = "COUNT", value_parser = at_least_one, allow_negative_numbers = true, help_heading = "Shape")]
-    pub cpus_per_task: Option<u32>,
-    /// Memory on each node, 180GB; a bare number is MiB
-    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Shape")]
-    pub memory: Option<Bytes>,
-    /// Part of the GPU model's name, h100
-    #[arg(long, value_name = "PART", help_heading = "Shape")]
-    pub gpu_model: Option<String>,
-    /// All of it inside one domain of a level, leaf or leaf:preferred; repeatable
-    #[arg(long, value_name = "LEVEL[:STRENGTH]", value_parser = parse_within, help_heading = "Shape")]
-    pub within: Vec<Within>,
-    /// -1000 to 1000; higher goes first
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
-    pub priority: Option<i32>,
-    /// It is stopped after this: 90s, 4h, 3d, or Slurm's 1-12:00:00; a bare number is minutes
-    #[arg(short = 't', long, value_name = "LENGTH", allow_negative_numbers = true, value_parser = length)]
-    pub time_limit: Option<Millis>,
-    /// Start it elsewhere when its node is lost
-    #[arg(long)]
-    pub requeue: bool,
-    /// A variable for its environment; without a value, yours is taken; repeatable
-    #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = variable)]
-    pub env: Vec<(String, String)>,
-    /// Folder it runs in; default: the current one
-    #[arg(long, value_name = "DIR")]
-    pub working_dir: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct SubmitArgs {
-    #[command(flatten)]
-    pub request: RequestArgs,
-    /// The same key gives the same job, however often it is sent
-    #[arg(long, value_name = "KEY")]
-    pub idempotency_key: Option<String>,
-    /// Wait for its end; the exit code tells how it went
-    #[arg(long)]
-    pub wait: bool,
-    /// Print its output until it ends; the exit code tells how it went
-    #[arg(long)]
-    pub follow: bool,
-    /// Print only the id
-    #[arg(short = 'q', long, visible_alias = "parsable")]
-    pub quiet: bool,
-    /// A script and its arguments; after `--`, a command and its arguments
-    #[arg(value_name = "SCRIPT | -- COMMAND", trailing_var_arg = true, num_args = 0..)]
-    pub words: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct ExplainArgs {
-    /// A job: an id or `last`
-    pub job: Option<String>,
-    #[command(flatten)]
-    pub request: RequestArgs,
-    /// A command, as in submit
-    #[arg(value_name = "COMMAND", last = true)]
-    pub command: Vec<String>,
-}
-
-impl RequestArgs {
-    /// What the flags alone say.
-    pub fn draft(&self) -> Draft {
-        Draft {
-            name: self.name.clone(),
-            team: self.team.clone(),
-            project: self.project.clone(),
-            tags: self.tags.iter().cloned().collect(),
-            nodes: self.nodes,
-            gpus_per_node: self.gpus_per_node,
-            gpus: self.gpus,
-            tasks_per_node: self.tasks_per_node,
-            cpus_per_task: self.cpus_per_task,
-            memory_per_node: self.memory,
-            gpu_model: self.gpu_model.clone(),
-            time_limit: self.time_limit,
-            priority: self.priority,
-            requeue: self.requeue.then_some(true),
-            within: self.within.clone(),
-            program: None,
-            env: self.env.iter().cloned().collect(),
-            working_dir: self.working_dir.clone(),
-        }
-    }
-
-    /// Whether anything at all was said.
-    pub fn is_silent(&self) -> bool {
-        self.file.is_none() && self.draft() == Draft::default()
-    }
-}
-
-impl SubmitArgs {
-    pub fn work(&self) -> Option<Work> {
-        match self.words.split_first()? {
-            (first, rest) if first == COMMAND => Some(Work::Command(rest.to_vec())),
-            (path, args) => {
-                let args = args.iter().filter(|a| *a != COMMAND).cloned().collect();
-                Some(Work::Script { path: PathBuf::from(path), args })
-            }
-        }
-    }
-}
-
-#[derive(Debug, Args)]
 pub struct QueueArgs {
+    /// Each task of an array on its own line
+    #[arg(long)]
+    pub tasks: bool,
     /// Also jobs that ended
     #[arg(long, short = 'a')]
     pub all: bool,
@@ -379,16 +337,139 @@ pub struct QueueArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct JobArg {
-    /// An id, or `last` for your newest
+pub struct ShowArgs {
+    /// An id, 812_7 for a task of an array, or `last` for your newest
     pub job: String,
+    /// What was asked of its place, what it got, and what was proved of it
+    #[arg(long)]
+    pub placement: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct JobsArg {
-    /// Ids, ranges such as 812-815, or `last` for your newest
+    /// Ids, ranges such as 812-815, 812_7 for a task of an array, or `last` for your newest
     #[arg(required = true)]
     pub jobs: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct SignalArgs {
+    /// USR1, SIGUSR1 or 10
+    #[arg(value_parser = wishes::signal)]
+    pub signal: i32,
+    /// Ids, ranges such as 812-815, 812_7 for a task of an array, or `last` for your newest
+    #[arg(required = true)]
+    pub jobs: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    #[command(subcommand)]
+    pub verb: CheckpointVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CheckpointVerb {
+    /// A checkpoint is complete: what was computed until now need not be computed again
+    Done {
+        /// An id, 812_7 for a task of an array, or `last`; default: the job this runs in
+        job: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct TopologyArgs {
+    #[command(subcommand)]
+    pub verb: Option<TopologyVerb>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TopologyVerb {
+    /// Show the map in force as a tree, with free GPUs (the default)
+    Show,
+    /// Say how good a domain's links are: 0 keeps gangs of several nodes away, 100 ends the mark
+    Mark(MarkArgs),
+    /// Put another map in force; where anything is wrong with it, the old one stays
+    Load(LoadArgs),
+    /// List nodes that contradict the map
+    Doubts,
+}
+
+#[derive(Debug, Args)]
+pub struct MarkArgs {
+    /// Which one, leaf:leaf-3
+    #[arg(value_name = "LEVEL:DOMAIN", value_parser = wishes::domain)]
+    pub domain: (String, String),
+    /// Percent of its bandwidth that is to be had
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub health: u32,
+    /// What the others should know; needed below 100
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    /// The mark ends then: 2h from now, 14:05 (UTC), 2026-12-01
+    #[arg(long, value_name = "WHEN", value_parser = instant)]
+    pub until: Option<UnixMillis>,
+    /// The mark ends after this
+    #[arg(long = "for", value_name = "LENGTH", value_parser = length, conflicts_with = "until")]
+    pub lasts: Option<Millis>,
+}
+
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// Our TOML, Slurm's topology.conf or topology.yaml, or topograph's JSON
+    pub file: PathBuf,
+    /// It may name nodes that the cluster does not have
+    #[arg(long)]
+    pub allow_unknown: bool,
+    /// Nodes may lose the place they have
+    #[arg(long)]
+    pub drop_nodes: bool,
+    /// Only say what would come of it
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReserveArgs {
+    #[command(subcommand)]
+    pub verb: ReserveVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ReserveVerb {
+    /// Keep nodes or a domain
+    Make(ReserveMakeArgs),
+    /// List reservations, those to come and those that are open
+    List,
+    /// Take one back before it is over
+    End { name: String },
+}
+
+#[derive(Debug, Args)]
+pub struct ReserveMakeArgs {
+    /// What jobs name with --reservation
+    pub name: String,
+    /// A whole domain, leaf:leaf-3
+    #[arg(long, value_name = "LEVEL:DOMAIN", value_parser = wishes::domain, required_unless_present = "nodes")]
+    pub domain: Option<(String, String)>,
+    /// Nodes, n1,n[04-06]
+    #[arg(long, value_name = "NODES", conflicts_with = "domain")]
+    pub nodes: Option<String>,
+    /// From when: 2h from now, 14:05 (UTC), 2026-12-01T08:00; default: at once
+    #[arg(long, value_name = "WHEN", value_parser = instant)]
+    pub from: Option<UnixMillis>,
+    /// Until when
+    #[arg(long, value_name = "WHEN", value_parser = instant, required_unless_present = "lasts")]
+    pub until: Option<UnixMillis>,
+    /// For how long
+    #[arg(long = "for", id = "lasts", value_name = "LENGTH", value_parser = length, conflicts_with = "until")]
+    pub lasts: Option<Millis>,
+    /// Whose jobs may use it; repeatable; default: nobody's
+    #[arg(long)]
+    pub team: Vec<String>,
+    /// What the others should know
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
 }
 
 #[derive(Debug, Args)]
@@ -399,7 +480,7 @@ pub struct LogsArgs {
     /// Which ranks: 0, 0,8, 0-3 or all
     #[arg(long, default_value = "all", value_parser = ranks)]
     pub rank: Ranks,
-    /// An id, or `last` for your newest
+    /// An id, 812_7 for a task of an array, or `last` for your newest
     pub job: String,
 }
 
@@ -409,7 +490,7 @@ pub struct Ranks(pub Vec<u32>);
 
 #[derive(Debug, Args)]
 pub struct WaitArgs {
-    /// Ids, ranges such as 812-815, or `last` for your newest
+    /// Ids, ranges such as 812-815, 812_7 for a task of an array, or `last`; of an array, all tasks
     #[arg(required = true)]
     pub jobs: Vec<String>,
     /// Give up after this
@@ -531,6 +612,25 @@ pub enum TeamVerb {
         #[arg(long, default_value = "")]
         description: String,
     },
+    /// Say where it stands among the teams, and what it may hold; what is not named stays
+    Share(TeamShareArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct TeamShareArgs {
+    pub team: String,
+    /// The team it is part of; `none` for none
+    #[arg(long)]
+    pub parent: Option<String>,
+    /// 1 to 1,000,000; its part is this over the sum of its siblings' weights
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub weight: Option<u32>,
+    /// GPUs of a model it is guaranteed, and the most it may hold, h100=64..128; repeatable
+    #[arg(long = "quota", value_name = "MODEL=QUOTA", value_parser = wishes::quota)]
+    pub quotas: Vec<v1::Quota>,
+    /// End its quota for a model; repeatable
+    #[arg(long = "drop-quota", value_name = "MODEL")]
+    pub drop_quotas: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -572,6 +672,46 @@ pub struct TokenCreateArgs {
     /// Instead: a token that lets one node join, once, within ten minutes; with a name, only that one
     #[arg(long, value_name = "NODE", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["user", "role", "team", "lifetime", "uid"])]
     pub node: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// Nodes: a list (sn, cpu_milli, memory_mib, gpu, model), an export, a topology, or N:GPUS
+    #[arg(long, value_name = "FILE|N:GPUS")]
+    pub nodes: Option<String>,
+    /// The recorded jobs or pods
+    #[arg(long, value_name = "FILE")]
+    pub jobs: PathBuf,
+    /// openb, itp, philly or tessera; default: what the file looks like
+    #[arg(long, value_parser = replay::format)]
+    pub format: Option<Format>,
+    /// ours, first-fit, best-fit, fgd (packing), fifo, greedy, easy, sjf (queues), or all that suit
+    #[arg(long, value_name = "POLICY,…", value_delimiter = ',', default_value = "all")]
+    pub policy: Vec<String>,
+    /// Order of a raw pod list; default: 42
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// A raw pod list asks for this many times the cluster's GPUs; 1: as it is; default: 1.3
+    #[arg(long, value_name = "TIMES")]
+    pub inflate: Option<f64>,
+    /// One virtual cluster of a job trace
+    #[arg(long, value_name = "VC")]
+    pub cluster: Option<String>,
+    /// Take as many nodes as make this load, 0.9
+    #[arg(long, value_name = "SHARE")]
+    pub load: Option<f64>,
+    /// A job's time limit is its true length times this; default: 1
+    #[arg(long, value_name = "TIMES")]
+    pub limit_factor: Option<f64>,
+    /// Where hosts stand: a column host, and one for each level of switches
+    #[arg(long, value_name = "FILE")]
+    pub topology: Option<PathBuf>,
+    /// Write where the first policy put every pod: seq,node,devices
+    #[arg(long, value_name = "OUT.csv")]
+    pub placements: Option<PathBuf>,
+    /// Draw the policies' curves
+    #[arg(long, value_name = "OUT.svg")]
+    pub plot: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -627,6 +767,13 @@ fn size(text: &str) -> Result<Bytes, String> {
 
 fn length(text: &str) -> Result<Millis, String> {
     Millis::parse(text).ok_or_else(|| "write a length of time such as 90s, 4h or 3d".to_owned())
+}
+
+fn instant(text: &str) -> Result<UnixMillis, String> {
+    when::ahead(text, when::now()).ok_or_else(|| {
+        "write a time from now (2h), a time of day in UTC (14:05), a date, or 2026-12-01T08:00"
+            .to_owned()
+    })
 }
 
 fn state(text: &str) -> Result<JobState, String> {

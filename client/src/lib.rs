@@ -6,7 +6,8 @@
 pub mod cli; // the words
 pub mod commands; // what each verb does
 pub mod jobfile; // the job file, and the request it makes with the flags
-pub mod selector; // which jobs are meant
+pub mod selector;
+pub mod wishes; // how people write what a job wishes for // which jobs are meant
 
 pub mod call; // asking the scheduler
 pub mod failure; // how a command ends badly

@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tessera_model::{
-    Explanation, GpuRecord, JobId, JobRecord, NodeRecord, Strength, UnixMillis, Verdict,
+    Certificate, Counterfactual, Explanation, Gang, GpuRecord, JobId, JobRecord, LabelOp,
+    NodeRecord, Optimality, Placement, Strength, UnixMillis, Verdict,
 };
 
 use crate::call::JobList;
+use crate::wishes;
 
 fn time(at: UnixMillis) -> String {
     at.rfc3339()
@@ -39,7 +41,15 @@ pub struct JobView<'a> {
     pub cpus_per_task: u32,
     pub memory_per_node_bytes: u64,
     pub gpu_model: Option<&'a str>,
+    /// Thousandths of each GPU.
+    pub gpu_milli: u32,
+    /// As in `placement`, for readers of the first release.
     pub within: Vec<WithinView<'a>>,
+    pub placement: PlacementView<'a>,
+    pub roles: Vec<RoleView<'a>>,
+    pub min_nodes: Option<u32>,
+    pub spares: u32,
+    pub tier: &'static str,
     pub priority: i32,
     pub time_limit_ms: Option<u64>,
     pub requeue: bool,
@@ -51,6 +61,188 @@ pub struct JobView<'a> {
     /// `812.1`.
     pub attempt: Option<String>,
     pub cancel_requested: bool,
+    pub held: bool,
+    pub array: Option<ArrayView>,
+    pub begin: Option<String>,
+    pub after: Vec<AfterView>,
+    pub singleton: bool,
+    pub reservation: Option<&'a str>,
+    pub checkpoint: Option<CheckpointView<'a>>,
+    /// When it was first able to start.
+    pub eligible_at: Option<String>,
+    /// The latest start it was promised.
+    pub promised_at: Option<String>,
+    pub last_checkpoint_at: Option<String>,
+    pub preemptions: u32,
+    /// Of its present or last place; not in lists.
+    pub certificate: Option<CertificateView<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ArrayView {
+    /// Id of the array's first task.
+    pub id: u64,
+    pub index: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub struct AfterView {
+    pub job: u64,
+    pub kind: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+pub struct CheckpointView<'a> {
+    pub signal: Option<i32>,
+    pub notice_ms: u64,
+    pub restart_cost_ms: u64,
+    pub file: Option<&'a str>,
+    pub migratable: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub struct RoleView<'a> {
+    pub name: &'a str,
+    pub node_count: u32,
+    pub gpus_per_node: u32,
+    pub tasks_per_node: u32,
+    pub cpus_per_task: u32,
+    pub memory_per_node_bytes: u64,
+    pub gpu_model: Option<&'a str>,
+    pub gpu_milli: u32,
+    pub placement: PlacementView<'a>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct PlacementView<'a> {
+    pub within: Vec<WithinView<'a>>,
+    pub slices: Vec<SliceView<'a>>,
+    pub at_most: Vec<AtMostView<'a>>,
+    pub spread: Vec<SpreadView<'a>>,
+    pub balance: Option<&'a str>,
+    pub patience_ms: Option<u64>,
+    pub select: Vec<LabelView<'a>>,
+    pub nodelist: Vec<&'a str>,
+    pub exclude: Vec<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct SliceView<'a> {
+    pub nodes: u32,
+    pub level: &'a str,
+    pub strength: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+pub struct AtMostView<'a> {
+    pub domains: u32,
+    pub level: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+pub struct SpreadView<'a> {
+    pub level: &'a str,
+    pub max_skew: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub struct LabelView<'a> {
+    pub key: &'a str,
+    /// in, not_in, exists, absent.
+    pub op: &'static str,
+    pub values: &'a [String],
+}
+
+impl<'a> PlacementView<'a> {
+    pub fn of(placement: &'a Placement) -> Self {
+        let strength = strength_word;
+        Self {
+            within: within(placement),
+            slices: placement
+                .slices
+                .iter()
+                .map(|s| SliceView {
+                    nodes: s.nodes,
+                    level: &s.level,
+                    strength: strength(s.strength),
+                })
+                .collect(),
+            at_most: placement
+                .at_most
+                .iter()
+                .map(|a| AtMostView { domains: a.domains, level: &a.level })
+                .collect(),
+            spread: placement
+                .spread
+                .iter()
+                .map(|s| SpreadView { level: &s.level, max_skew: s.max_skew })
+                .collect(),
+            balance: placement.balance.as_deref(),
+            patience_ms: placement.patience.map(|p| p.0),
+            select: placement
+                .labels
+                .iter()
+                .map(|l| LabelView { key: &l.key, op: op_word(l.op), values: &l.values })
+                .collect(),
+            nodelist: placement.only.iter().map(|n| n.as_str()).collect(),
+            exclude: placement.exclude.iter().map(|n| n.as_str()).collect(),
+        }
+    }
+}
+
+fn within(placement: &Placement) -> Vec<WithinView<'_>> {
+    let all = placement.within.iter();
+    all.map(|w| WithinView { level: &w.level, strength: strength_word(w.strength) }).collect()
+}
+
+fn op_word(op: LabelOp) -> &'static str {
+    match op {
+        LabelOp::In => "in",
+        LabelOp::NotIn => "not_in",
+        LabelOp::Exists => "exists",
+        LabelOp::Absent => "absent",
+    }
+}
+
+/// What was proved of a place when it was chosen.
+#[derive(Debug, Serialize)]
+pub struct CertificateView<'a> {
+    /// Of the cluster's state it was found in.
+    pub revision: u64,
+    /// optimal or bound.
+    pub optimality: &'static str,
+    /// At most so many percent more domains than the least possible; `null` when optimal.
+    pub bound_percent: Option<u32>,
+    pub spans: Vec<SpanView<'a>>,
+    /// Preferred wishes that were not kept.
+    pub given_up: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+pub struct SpanView<'a> {
+    pub level: &'a str,
+    pub domains: u32,
+    /// Least possible in that state.
+    pub least: u32,
+}
+
+impl<'a> CertificateView<'a> {
+    pub fn of(certificate: &'a Certificate) -> Self {
+        let (optimality, bound_percent) = match certificate.optimality {
+            Optimality::Optimal => ("optimal", None),
+            Optimality::Bound { percent } => ("bound", Some(percent)),
+        };
+        let spans = certificate.spans.iter();
+        Self {
+            revision: certificate.revision.0,
+            optimality,
+            bound_percent,
+            spans: spans
+                .map(|s| SpanView { level: &s.level, domains: s.domains, least: s.least })
+                .collect(),
+            given_up: &certificate.given_up,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -74,7 +266,7 @@ impl<'a> JobView<'a> {
             started_at: job.started_at.map(time),
             ended_at: job.ended_at.map(time),
             exit_code: job.exit_code,
-            gpus: spec.gang.gpus(),
+            gpus: spec.gpus(),
             nodes: job.nodes.iter().map(|n| n.as_str()).collect(),
             node_count: spec.gang.nodes,
             gpus_per_node: spec.gang.gpus_per_node,
@@ -82,11 +274,13 @@ impl<'a> JobView<'a> {
             cpus_per_task: spec.gang.cpus_per_task,
             memory_per_node_bytes: spec.gang.memory_per_node.0,
             gpu_model: spec.gang.gpu_model.as_deref(),
-            within: spec
-                .within
-                .iter()
-                .map(|w| WithinView { level: &w.level, strength: strength_word(w.strength) })
-                .collect(),
+            gpu_milli: spec.gang.gpu_milli,
+            within: within(&spec.placement),
+            placement: PlacementView::of(&spec.placement),
+            roles: spec.roles.iter().map(role_view).collect(),
+            min_nodes: spec.min_nodes,
+            spares: spec.spares,
+            tier: spec.tier.word(),
             priority: spec.priority,
             time_limit_ms: spec.time_limit.map(|t| t.0),
             requeue: spec.requeue,
@@ -97,7 +291,44 @@ impl<'a> JobView<'a> {
             working_dir: spec.program.working_dir.as_deref(),
             attempt: job.attempt.map(|a| a.to_string()),
             cancel_requested: job.cancel_requested,
+            held: job.held,
+            array: job.array.map(|a| ArrayView { id: a.array.0, index: a.index }),
+            begin: spec.begin.map(time),
+            after: spec
+                .after
+                .iter()
+                .map(|d| AfterView { job: d.job.0, kind: wishes::dependency_word(d.kind) })
+                .collect(),
+            singleton: spec.singleton,
+            reservation: spec.reservation.as_deref(),
+            checkpoint: spec.checkpoint.as_ref().map(|c| CheckpointView {
+                signal: c.signal,
+                notice_ms: c.notice.0,
+                restart_cost_ms: c.restart_cost.0,
+                file: c.file.as_deref(),
+                migratable: c.migratable,
+            }),
+            eligible_at: job.eligible_at.map(time),
+            promised_at: job.promised_at.map(time),
+            last_checkpoint_at: job.last_checkpoint_at.map(time),
+            preemptions: job.preemptions,
+            certificate: job.certificate.as_ref().map(CertificateView::of),
         }
+    }
+}
+
+fn role_view(role: &tessera_model::JobRole) -> RoleView<'_> {
+    let gang: &Gang = &role.gang;
+    RoleView {
+        name: &role.name,
+        node_count: gang.nodes,
+        gpus_per_node: gang.gpus_per_node,
+        tasks_per_node: gang.tasks_per_node,
+        cpus_per_task: gang.cpus_per_task,
+        memory_per_node_bytes: gang.memory_per_node.0,
+        gpu_model: gang.gpu_model.as_deref(),
+        gpu_milli: gang.gpu_milli,
+        placement: PlacementView::of(&role.placement),
     }
 }
 
@@ -115,6 +346,8 @@ pub struct QueueView<'a> {
     pub total: u64,
     pub gpus_held: u32,
     pub gpus_total: u32,
+    /// Of those among `jobs` that wait their turn: the place in the whole queue, by id.
+    pub positions: BTreeMap<u64, u32>,
 }
 
 impl<'a> QueueView<'a> {
@@ -124,6 +357,7 @@ impl<'a> QueueView<'a> {
             total: list.total,
             gpus_held: list.gpus_held,
             gpus_total: list.gpus_total,
+            positions: list.positions.iter().map(|(id, p)| (id.0, *p)).collect(),
         }
     }
 }
@@ -136,7 +370,27 @@ pub struct ExplainView<'a> {
     pub ladder: Vec<RungView<'a>>,
     pub expected_start: Option<String>,
     pub position: Option<u32>,
+    pub promised: Option<String>,
+    pub eta: Option<EtaView>,
+    pub counterfactuals: Vec<CounterfactualView<'a>>,
+    /// Where it would start now.
+    pub place: Vec<&'a str>,
     pub hint: Option<&'a str>,
+}
+
+/// From how long jobs like those before it really run.
+#[derive(Debug, Serialize)]
+pub struct EtaView {
+    pub p50: String,
+    pub p90: String,
+}
+
+/// A change that was really tried.
+#[derive(Debug, Serialize)]
+pub struct CounterfactualView<'a> {
+    pub change: &'a str,
+    pub starts_at: Option<String>,
+    pub sooner_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -170,6 +424,18 @@ impl<'a> ExplainView<'a> {
                 .collect(),
             expected_start: e.expected_start.map(time),
             position: e.position,
+            promised: e.promised.map(time),
+            eta: e.eta.map(|eta| EtaView { p50: time(eta.p50), p90: time(eta.p90) }),
+            counterfactuals: e
+                .counterfactuals
+                .iter()
+                .map(|c: &Counterfactual| CounterfactualView {
+                    change: &c.change,
+                    starts_at: c.starts_at.map(time),
+                    sooner_ms: c.sooner.map(|m| m.0),
+                })
+                .collect(),
+            place: e.place.iter().map(|n| n.as_str()).collect(),
             hint: e.hint.as_deref(),
         }
     }
@@ -191,6 +457,9 @@ pub struct NodeView<'a> {
     pub agent_version: &'a str,
     pub driver_version: Option<&'a str>,
     pub nics: Vec<NicView<'a>>,
+    pub labels: &'a BTreeMap<String, String>,
+    /// Where what it sees contradicts the map.
+    pub map_doubts: &'a [String],
     pub last_seen: String,
 }
 
@@ -215,6 +484,10 @@ pub struct GpuView<'a> {
     /// `null` when it is free, or held by a job you may not see.
     pub job: Option<u64>,
     pub team: Option<&'a str>,
+    /// Thousandths of it that jobs hold.
+    pub held_milli: u32,
+    /// Of a MIG instance: `1g.10gb`.
+    pub mig_profile: Option<&'a str>,
     pub nvlink_group: Option<u32>,
     pub nvlink_domain: Option<&'a str>,
     pub nic: Option<&'a str>,
@@ -243,6 +516,8 @@ impl<'a> NodeView<'a> {
             held: now.held_by.is_some(),
             job: told(now).map(|j| j.0),
             team: now.team.as_ref().map(|t| t.as_str()),
+            held_milli: now.held_milli,
+            mig_profile: gpu.mig.as_ref().map(|m| m.profile.as_str()),
             nvlink_group: gpu.nvlink_group,
             nvlink_domain: gpu.nvlink_domain.as_deref(),
             nic: gpu.nic.as_deref(),
@@ -271,6 +546,8 @@ impl<'a> NodeView<'a> {
                 .iter()
                 .map(|n| NicView { name: &n.name, speed_mbps: n.speed_mbps, rdma: n.rdma })
                 .collect(),
+            labels: &inventory.labels,
+            map_doubts: &node.map_doubts,
             last_seen: time(node.last_seen),
         }
     }

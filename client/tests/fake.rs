@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use common::job;
 use tessera::call::Api;
-use tessera::commands::{cancel, logs, submit, wait};
-use tessera::selector;
+use tessera::commands::{change, logs, submit, wait};
+use tessera::selector::{self, Target};
 use tessera_model::{JobId, JobRecord, JobState, Refusal, RefusalKind};
 use tessera_proto::jobs::job_to_wire;
 use tessera_proto::status::to_status;
@@ -26,6 +26,7 @@ struct Script {
     jobs: Vec<JobRecord>,
     submits: Vec<v1::SubmitRequest>,
     logs: Vec<v1::LogsRequest>,
+    changes: Vec<String>,
     watches: u32,
     tokens: Vec<String>,
     /// So many calls are answered with "unavailable" first.
@@ -59,6 +60,38 @@ impl Fake {
     }
 }
 
+/// What all requests that change jobs begin with.
+trait Names: std::fmt::Debug {
+    fn named(&self) -> (u64, Option<u32>);
+}
+
+macro_rules! names {
+    ($($request:ident)*) => {$(
+        impl Names for v1::$request {
+            fn named(&self) -> (u64, Option<u32>) {
+                (self.job_id, self.index)
+            }
+        }
+    )*};
+}
+names!(CancelRequest HoldRequest ReleaseRequest UpdateRequest SignalRequest);
+
+impl Fake {
+    #[allow(clippy::result_large_err)]
+    fn changed<R: Names>(
+        &self,
+        verb: &str,
+        request: Request<R>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let asked = format!("{verb} {:?}", request.get_ref());
+        self.0.lock().unwrap().changes.push(asked);
+        self.door(&request)?;
+        let (job, index) = request.get_ref().named();
+        let job = self.find(job + u64::from(index.unwrap_or(0)))?;
+        Ok(Response::new(v1::ChangeReply { job: Some(job), changed: 1 }))
+    }
+}
+
 type Flow<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn flow<T: Send + 'static>(items: Vec<Result<T, Status>>) -> Response<Flow<T>> {
@@ -80,7 +113,8 @@ impl Jobs for Fake {
 
     async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
         self.door(&request)?;
-        self.find(request.get_ref().job_id).map(Response::new)
+        let request = request.get_ref();
+        self.find(request.job_id + u64::from(request.index.unwrap_or(0))).map(Response::new)
     }
 
     async fn list(
@@ -112,6 +146,41 @@ impl Jobs for Fake {
     async fn cancel(
         &self,
         request: Request<v1::CancelRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.changed("cancel", request)
+    }
+
+    async fn hold(
+        &self,
+        request: Request<v1::HoldRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.changed("hold", request)
+    }
+
+    async fn release(
+        &self,
+        request: Request<v1::ReleaseRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.changed("release", request)
+    }
+
+    async fn update(
+        &self,
+        request: Request<v1::UpdateRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.changed("update", request)
+    }
+
+    async fn signal(
+        &self,
+        request: Request<v1::SignalRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        self.changed("signal", request)
+    }
+
+    async fn report_checkpoint(
+        &self,
+        request: Request<v1::ReportCheckpointRequest>,
     ) -> Result<Response<v1::Job>, Status> {
         self.door(&request)?;
         self.find(request.get_ref().job_id).map(Response::new)
@@ -207,6 +276,48 @@ impl Admin for Fake {
     ) -> Result<Response<v1::Token>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn share_team(
+        &self,
+        _: Request<v1::ShareTeamRequest>,
+    ) -> Result<Response<v1::ShareTeamReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn reserve(
+        &self,
+        _: Request<v1::ReserveRequest>,
+    ) -> Result<Response<v1::ReserveReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn end_reservation(
+        &self,
+        _: Request<v1::EndReservationRequest>,
+    ) -> Result<Response<v1::Reservation>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn list_reservations(
+        &self,
+        _: Request<v1::ListReservationsRequest>,
+    ) -> Result<Response<v1::ListReservationsReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn get_topology(
+        &self,
+        _: Request<v1::GetTopologyRequest>,
+    ) -> Result<Response<v1::TopologyReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn load_topology(
+        &self,
+        _: Request<v1::LoadTopologyRequest>,
+    ) -> Result<Response<v1::LoadTopologyReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn mark_domain(
+        &self,
+        _: Request<v1::MarkDomainRequest>,
+    ) -> Result<Response<v1::DomainMark>, Status> {
+        Err(Status::unimplemented(""))
+    }
     async fn create_join_token(
         &self,
         _: Request<v1::CreateJoinTokenRequest>,
@@ -240,7 +351,7 @@ fn ended(id: u64, state: JobState, code: i32) -> JobRecord {
 #[tokio::test]
 async fn a_submit_whose_answer_is_lost_is_sent_again_under_the_same_key() {
     let (fake, api) = start(Script { away: 2, ..Default::default() }).await;
-    let reply = submit::send(&api, v1::JobSpec::default(), "k1".to_owned()).await.unwrap();
+    let reply = submit::send(&api, v1::JobSpec::default(), None, "k1".to_owned()).await.unwrap();
     assert_eq!(reply.job_id, 7);
     let script = fake.0.lock().unwrap();
     let keys: Vec<&str> = script.submits.iter().map(|s| s.idempotency_key.as_str()).collect();
@@ -298,7 +409,7 @@ async fn last_is_the_callers_newest_job_and_what_is_not_there_is_a_no() {
     let words = ["last", "3-4"].map(str::to_owned);
     let ids = selector::resolve(&api, &words).await.unwrap();
     assert_eq!(ids, [JobId(8), JobId(3), JobId(4)]);
-    let failure = cancel::one(&api, JobId(77)).await.unwrap_err();
+    let failure = change::cancel_one(api.clone(), Target::job(JobId(77))).await.err().unwrap();
     assert_eq!((failure.exit, failure.kind), (1, "not_found"));
     assert_eq!(failure.message, "there is no job 77");
     assert_eq!(failure.hint, "see `tessera queue`");
@@ -309,4 +420,78 @@ async fn a_scheduler_that_stays_away_is_no_answer() {
     let (_fake, api) = start(Script { away: u32::MAX, ..Default::default() }).await;
     let failure = api.job(JobId(1)).await.unwrap_err();
     assert_eq!((failure.exit, failure.kind), (2, "unavailable"));
+}
+
+fn task(id: u64, index: u32) -> JobRecord {
+    let array = Some(tessera_model::ArrayTask { array: JobId(id - u64::from(index)), index });
+    JobRecord { array, ..job(id, "sweep", "nlp", 1, 1, JobState::Pending) }
+}
+
+#[tokio::test]
+async fn an_array_is_one_thing_to_change_and_all_its_tasks_to_wait_for() {
+    let jobs =
+        vec![job(3, "a", "nlp", 1, 1, JobState::Pending), task(4, 0), task(5, 1), task(6, 2)];
+    let (_fake, api) = start(Script { jobs, ..Default::default() }).await;
+    let words = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
+    let targets = selector::targets(&api, &words("last 4_1 3-4")).await.unwrap();
+    let told: Vec<String> =
+        targets.iter().map(|t| format!("{t}{}", if t.only { "!" } else { "" })).collect();
+    assert_eq!(told, ["4", "4_1", "3!"], "the newest is a task, and its array is meant");
+    let ids = selector::resolve(&api, &words("4_2 3")).await.unwrap();
+    assert_eq!(ids, [JobId(6), JobId(3)]);
+    let ids = selector::resolve_tasks(&api, &words("4 3 4_1")).await.unwrap();
+    assert_eq!(ids, [4, 5, 6, 3].map(JobId));
+    assert_eq!(selector::resolve_tasks(&api, &words("5")).await.unwrap(), [JobId(5)]);
+}
+
+#[tokio::test]
+async fn a_wish_for_several_jobs_reaches_those_it_can() {
+    let mut placed = job(4, "a", "nlp", 4, 8, JobState::Pending);
+    let level = |l: &str| tessera_model::Within {
+        level: l.to_owned(),
+        strength: tessera_model::Strength::Required,
+    };
+    placed.spec.placement.within = vec![level("block")];
+    placed.spec.placement.balance = Some("leaf".to_owned());
+    let (fake, api) = start(Script { jobs: vec![placed], away: 1, ..Default::default() }).await;
+    let screen = tessera::output::Screen {
+        json: true,
+        tty: false,
+        width: 80,
+        colour: false,
+        stderr_colour: false,
+        unicode: true,
+    };
+    let run = |line: &str| {
+        let args = line.split(' ').map(std::ffi::OsString::from);
+        tessera::cli::Cli::read(args).unwrap().verb
+    };
+    use tessera::cli::Verb;
+    let Verb::Hold(args) = run("tessera hold 9 4") else { panic!() };
+    let failure = change::hold(&api, &args, &screen).await.unwrap_err();
+    assert_eq!((failure.exit, failure.message.as_str()), (1, "there is no job 9"));
+    let Verb::Signal(args) = run("tessera signal usr1 4") else { panic!() };
+    assert_eq!(change::signal(&api, &args, &screen).await, Ok(0));
+    let Verb::Update(args) = run("tessera update 4 --within leaf:preferred -N 2 --after none")
+    else {
+        panic!()
+    };
+    assert_eq!(change::update(&api, &args, &screen).await, Ok(0));
+    let Verb::Update(args) = run("tessera update 4 --anywhere") else { panic!() };
+    assert_eq!(change::update(&api, &args, &screen).await, Ok(0));
+    let Verb::Update(args) = run("tessera update 4") else { panic!() };
+    assert!(change::update(&api, &args, &screen).await.unwrap_err().message.contains("nothing"));
+
+    let changes = fake.0.lock().unwrap().changes.clone();
+    let verbs: Vec<&str> = changes.iter().filter_map(|c| c.split(' ').next()).collect();
+    // The first was answered with "unavailable", and asked again.
+    assert_eq!(verbs, ["hold", "hold", "hold", "signal", "update", "update"]);
+    assert!(changes[3].contains("signal: 10"), "{}", changes[3]);
+    let update = &changes[4];
+    for part in ["nodes: Some(2)", "level: \"leaf\", required: false", "balance: \"leaf\""] {
+        assert!(update.contains(part), "{part}: {update}");
+    }
+    assert!(update.contains("after: Some(Dependencies { on: [] })"), "{update}");
+    assert!(!update.contains("block"), "the kind that is named is replaced: {update}");
+    assert!(changes[5].contains("within: []") && changes[5].contains("balance: \"\""));
 }

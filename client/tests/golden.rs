@@ -39,7 +39,14 @@ fn fits(text: &str, width: usize) {
 }
 
 fn list() -> JobList {
-    JobList { jobs: queue(), total: 4, gpus_held: 72, gpus_total: 96 }
+    JobList {
+        jobs: queue(),
+        total: 4,
+        gpus_held: 72,
+        gpus_total: 96,
+        positions: [(JobId(817), 1), (JobId(821), 2)].into(),
+        throttles: Default::default(),
+    }
 }
 
 #[test]
@@ -50,15 +57,46 @@ fn the_queue_for_people() {
         ("queue-80-c.txt", screen(80, false)),
         ("queue-50.txt", screen(50, true)),
     ] {
-        let text = commands::queue::table(&list(), now(), &screen);
+        let text = commands::queue::table(&list(), false, now(), &screen);
         fits(&text, screen.width);
         assert_eq!(!screen.unicode, text.is_ascii(), "{name}");
         check(name, &text);
     }
-    check("queue.tsv", &commands::queue::table(&list(), now(), &pipe()));
-    let none = JobList { jobs: vec![], total: 0, gpus_held: 0, gpus_total: 32 };
-    let text = commands::queue::table(&none, now(), &screen(80, true));
+    check("queue.tsv", &commands::queue::table(&list(), false, now(), &pipe()));
+    let none = JobList { jobs: vec![], total: 0, gpus_held: 0, gpus_total: 32, ..list() };
+    let text = commands::queue::table(&none, false, now(), &screen(80, true));
     assert_eq!(text, "no jobs · 0 of 32 GPUs held\n");
+}
+
+#[test]
+fn an_array_stands_in_few_lines_unless_all_are_wanted() {
+    let list = JobList {
+        jobs: common::array(),
+        total: 100,
+        positions: (6..100).filter(|i| *i != 50).map(|i| (JobId(900 + i), i as u32 - 5)).collect(),
+        throttles: [(JobId(900), 2)].into(),
+        ..list()
+    };
+    for (name, screen) in [
+        ("array-130.txt", screen(130, true)),
+        ("array-80.txt", screen(80, true)),
+        ("array-60-c.txt", screen(60, false)),
+        ("array.tsv", pipe()),
+    ] {
+        let text = commands::queue::table(&list, false, now(), &screen);
+        if screen.tty {
+            fits(&text, screen.width);
+        }
+        assert!(screen.unicode || text.is_ascii(), "{name}");
+        check(name, &text);
+    }
+    let text = commands::queue::table(&list, true, now(), &pipe());
+    assert_eq!(text.lines().count(), 101);
+    assert!(text.contains("\n900_99\t"), "{text}");
+    let mut few = list;
+    few.jobs.retain(|j| j.array.is_some_and(|a| a.index % 7 == 6));
+    let text = commands::queue::table(&few, false, now(), &pipe());
+    assert!(text.contains("900_[6,13,20,27,…%2]"), "{text}");
 }
 
 #[test]
@@ -126,7 +164,8 @@ fn a_gpu_that_a_job_of_others_holds_is_held_and_nothing_more_is_said() {
 
 #[test]
 fn one_job_for_people() {
-    let text: Vec<String> = queue().iter().map(|j| commands::show::text(j, now())).collect();
+    let jobs = queue().into_iter().chain([common::wishful()]);
+    let text: Vec<String> = jobs.map(|j| commands::show::text(&j, now())).collect();
     check("show.txt", &text.join("\n"));
 }
 
@@ -149,8 +188,145 @@ fn explanation() -> Explanation {
         ],
         expected_start: Some(now().plus(Millis(7_500_000))),
         position: Some(1),
+        eta: Some(Eta { p50: now().plus(Millis(2_400_000)), p90: now().plus(Millis(4_800_000)) }),
+        promised: Some(now().plus(Millis(7_500_000))),
+        counterfactuals: vec![
+            Counterfactual {
+                change: "--nodes 2".to_owned(),
+                starts_at: Some(now()),
+                sooner: Some(Millis(7_500_000)),
+            },
+            Counterfactual {
+                change: "--within block".to_owned(),
+                starts_at: Some(now().plus(Millis(1_200_000))),
+                sooner: Some(Millis(6_300_000)),
+            },
+            Counterfactual { change: "--tier urgent".to_owned(), starts_at: None, sooner: None },
+        ],
+        place: vec![],
         hint: Some("it would start now with --nodes 2".to_owned()),
     }
+}
+
+#[test]
+fn what_would_become_of_a_job_that_is_only_imagined() {
+    let starts = Explanation {
+        job: None,
+        verdict: Verdict::StartsNow,
+        summary: "it would start now".to_owned(),
+        expected_start: None,
+        position: None,
+        eta: None,
+        promised: None,
+        counterfactuals: vec![],
+        place: ["n01", "n02"].map(|n| NodeId::parse(n).unwrap()).to_vec(),
+        hint: None,
+        ladder: vec![],
+    };
+    let text = commands::explain::text(&starts, now(), &screen(80, true));
+    assert_eq!(text, "it would start now\non n01 n02\n");
+    let waits = Explanation { job: None, ..explanation() };
+    check("dry-run-80.txt", &commands::explain::text(&waits, now(), &screen(80, true)));
+    let later = Explanation { promised: None, eta: None, counterfactuals: vec![], ..explanation() };
+    let text = commands::explain::text(&later, now(), &screen(80, true));
+    assert!(text.contains("starts by 14:05 UTC at the latest, in 2h5m"), "{text}");
+}
+
+#[test]
+fn why_a_job_stands_where_it_stands() {
+    let job = common::wishful();
+    let mut nodes: Vec<NodeRecord> = ["n01", "n02", "n03", "n04"]
+        .iter()
+        .map(|n| common::node(n, "leaf-1", &[]))
+        .chain(["n10", "n11"].iter().map(|n| common::node(n, "leaf-2", &[])))
+        .collect();
+    let placed = commands::show::Placed::of(&job, &nodes);
+    let text = placed.text(&screen(100, true));
+    fits(&text, 100);
+    check("placement-100.txt", &text);
+    check("placement.tsv", &placed.text(&pipe()));
+    check("placement.json", &to_json(&placed).unwrap());
+    // A node that was moved, and one that has gone.
+    nodes[1].domains[1].1 = "leaf-9".to_owned();
+    let placed = commands::show::Placed::of(&job, &nodes);
+    let broken: Vec<&str> =
+        placed.constraints.iter().filter(|c| c.holds == Some(false)).map(|c| &*c.what).collect();
+    assert_eq!(
+        broken,
+        ["slice 2:leaf", "at most 2:leaf", "balance leaf", "only 5 named nodes"],
+        "{placed:?}"
+    );
+    nodes.remove(0);
+    let placed = commands::show::Placed::of(&job, &nodes);
+    assert!(placed.constraints.iter().any(|c| c.holds.is_none()), "{placed:?}");
+    let early = JobRecord { certificate: None, ..job };
+    let text = commands::show::Placed::of(&early, &nodes).text(&screen(100, true));
+    assert!(text.contains("nothing is known of how it was found"), "{text}");
+}
+
+#[test]
+fn teams_as_a_tree() {
+    let quota = |model: &str, guaranteed, limit, cell| v1::Quota {
+        gpu_model: model.to_owned(),
+        guaranteed,
+        limit,
+        cell,
+    };
+    let team = |name: &str, parent: &str, weight, quotas, held, used, moved| v1::Team {
+        team: name.to_owned(),
+        description: format!("{name}\x1b people"),
+        share: Some(v1::TeamShare { parent: parent.to_owned(), weight, quotas }),
+        held_gpu_milli: held,
+        decayed_usage_gpu_ms: used,
+        turn_moved_ms: moved,
+    };
+    let cell = Some(v1::Cell { level: "leaf".to_owned(), domains: 2 });
+    let teams = [
+        team(
+            "nlp",
+            "research",
+            200,
+            vec![quota("h100", 64, Some(128), None)],
+            72_000,
+            9 << 32,
+            5_400_000,
+        ),
+        team("research", "", 100, vec![quota("", 0, Some(256), None)], 72_000, 9 << 32, 0),
+        team("vision", "research", 100, vec![quota("h100", 64, None, cell)], 0, 0, -7_200_000),
+        team("edu", "", 100, vec![], 250, 0, 0),
+    ];
+    let text = commands::team::table(&teams, &screen(110, true));
+    fits(&text, 110);
+    check("teams-110.txt", &text);
+    check("teams.tsv", &commands::team::table(&teams, &pipe()));
+    let views: Vec<_> = teams.iter().map(commands::team::TeamView::of).collect();
+    check("teams.json", &to_json(&views).unwrap());
+}
+
+#[test]
+fn reservations() {
+    let node = |n: &str| NodeId::parse(n).unwrap();
+    let make = |name: &str, teams: &[&str], target, from, hours: u64| Reservation {
+        name: name.to_owned(),
+        teams: teams.iter().map(|t| TeamId::parse(t).unwrap()).collect(),
+        target,
+        from,
+        until: UnixMillis(from.0).plus(Millis(hours * 3_600_000)),
+        owner: UserId::parse("olga").unwrap(),
+        reason: "as agreed".to_owned(),
+    };
+    let leaf = Target::Domain { level: "leaf".to_owned(), name: "leaf-3".to_owned() };
+    let nodes = Target::Nodes { nodes: [node("n01"), node("n02")].into() };
+    let list = [
+        make("course", &["edu", "nlp"], leaf, now().plus(Millis::DAY), 10),
+        make("firmware", &[], nodes, ago("1h"), 2),
+    ];
+    let text = commands::reserve::table(&list, now(), &screen(120, true));
+    fits(&text, 120);
+    check("reservations-120.txt", &text);
+    let views: Vec<_> = list.iter().map(commands::reserve::ReservationView::of).collect();
+    check("reservations.json", &to_json(&views).unwrap());
+    assert_eq!(commands::reserve::table(&[], now(), &screen(80, true)), "no reservations\n");
 }
 
 #[test]
@@ -163,29 +339,77 @@ fn why_a_job_waits() {
 
 #[test]
 fn the_topology_as_a_tree() {
-    let path = |node: &str, domains: &[&str]| v1::NodePath {
-        node: node.to_owned(),
-        domains: domains.iter().map(|d| (*d).to_owned()).collect(),
+    let texts = |all: &[&str]| all.iter().map(|d| (*d).to_owned()).collect::<Vec<_>>();
+    let path = |(node, domains): &(&str, &[&str])| v1::NodePath {
+        node: (*node).to_owned(),
+        domains: texts(domains),
     };
-    let reply = v1::TopologyReply {
-        levels: vec!["block".to_owned(), "leaf".to_owned()],
-        nodes: vec![
-            path("n01", &["b0", "leaf-1"]),
-            path("n02", &["b0", "leaf-1"]),
-            path("n09", &["b0", "leaf-2"]),
-            path("n21", &["b1", "leaf-3"]),
-            path("n99", &[]),
+    let fabric = |name: &str, levels: &[&str], nodes: &[(&str, &[&str])]| v1::Fabric {
+        name: name.to_owned(),
+        levels: texts(levels),
+        nodes: nodes.iter().map(path).collect(),
+        switches: vec![],
+    };
+    let count = |level: &str, domain: &str, nodes, up, gpus, free| v1::DomainCount {
+        level: level.to_owned(),
+        domain: domain.to_owned(),
+        nodes,
+        nodes_up: up,
+        gpus,
+        gpus_free: free,
+    };
+    let net = fabric(
+        "net",
+        &["block", "leaf"],
+        &[
+            ("n01", &["b0", "leaf-1"]),
+            ("n02", &["b0", "leaf-1"]),
+            ("n09", &["b0", "leaf-2"]),
+            ("n21", &["b1", "leaf-3"]),
         ],
+    );
+    let mut reply = v1::TopologyReply {
+        fabrics: vec![net],
+        unplaced: vec!["n99".to_owned()],
+        domains: vec![
+            count("block", "b0", 3, 3, 24, 9),
+            count("leaf", "leaf-1", 2, 2, 16, 1),
+            count("leaf", "leaf-2", 1, 1, 8, 8),
+            count("block", "b1", 1, 0, 8, 0),
+            count("leaf", "leaf-3", 1, 0, 8, 0),
+        ],
+        ..Default::default()
     };
     check("topology.txt", &commands::topology::tree(&reply, &screen(80, true)));
     let ascii = commands::topology::tree(&reply, &screen(80, false));
     assert!(ascii.is_ascii(), "{ascii}");
+
+    let nvlink = fabric("nvlink", &["nvlink"], &[("n01", &["d1"]), ("n02", &["d1"])]);
+    reply.fabrics.push(nvlink);
+    reply.marks = vec![v1::DomainMark {
+        level: "leaf".to_owned(),
+        domain: "leaf-1".to_owned(),
+        health_percent: 50,
+        by: "olga".to_owned(),
+        reason: "one uplink is down\n".to_owned(),
+        until_unix_ms: Some(now().0),
+    }];
+    let text = "it sees sw-3, and the map says leaf-1".to_owned();
+    reply.doubts = vec![v1::MapDoubt { node: "n02".to_owned(), text }];
+    check("topology-two.txt", &commands::topology::tree(&reply, &screen(80, true)));
+    let view = commands::topology::TopologyView::of(&reply);
+    check("topology.json", &to_json(&view).unwrap());
+    check("doubts.tsv", &commands::topology::doubts_table(&reply.doubts, &pipe()));
+    let none = v1::TopologyReply::default();
+    let text = commands::topology::tree(&none, &screen(80, true));
+    assert!(text.starts_with("no topology is known"), "{text}");
 }
 
 #[test]
 fn names_for_programs() {
     check("job.json", &to_json(&JobView::of(&queue()[0])).unwrap());
-    let short = JobList { jobs: queue().split_off(3), total: 4, gpus_held: 72, gpus_total: 96 };
+    check("job-wishful.json", &to_json(&JobView::of(&common::wishful())).unwrap());
+    let short = JobList { jobs: queue().split_off(3), ..list() };
     check("queue.json", &to_json(&QueueView::of(&short)).unwrap());
     let mut node = nodes().swap_remove(1);
     node.inventory.gpus.drain(..2);
@@ -198,9 +422,9 @@ fn names_for_programs() {
 fn report() -> Report {
     let line = |keys: [&str; 3], ms: u64, price: &str, unpriced: u64| UsageLine {
         keys: keys.map(str::to_owned).to_vec(),
-        held: GpuMillis(ms),
-        amount: Amount::of(GpuMillis(ms - unpriced), MicroUsd::parse_price(price).unwrap()),
-        unpriced: GpuMillis(unpriced),
+        held: PartMillis::whole(ms),
+        amount: Amount::of(PartMillis::whole(ms - unpriced), MicroUsd::parse_price(price).unwrap()),
+        unpriced: PartMillis::whole(unpriced),
     };
     let h100 = "NVIDIA H100 80GB HBM3";
     Report {
@@ -227,11 +451,11 @@ fn the_bill() {
     check("usage.json", &to_json(&report().view()).unwrap());
     assert!(report().csv().lines().all(|l| l.ends_with('\r') || !l.is_empty()));
     assert!(report().unpriced_warning().unwrap().contains("2.00 GPU-hours have no price"));
-    assert_eq!(report().idle(), Some(GpuMillis(1_195_000)));
+    assert_eq!(report().idle(), Some(PartMillis::whole(1_195_000)));
     let by_team = Report { by: vec!["team".to_owned()], ..report() };
     assert_eq!(
         by_team.idle(),
-        Some(GpuMillis(1_195_000)),
+        Some(PartMillis::whole(1_195_000)),
         "the idle pool counts without the class"
     );
     let total = Report { by: vec![], lines: vec![], ..report() };

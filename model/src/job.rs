@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AttemptId, Bytes, JobId, Millis, NodeId, ProjectId, TeamId, UnixMillis, UserId};
+use crate::{
+    AttemptId, Bytes, Certificate, JobId, JobRole, Millis, NodeId, Placement, ProjectId, TeamId,
+    UnixMillis, UserId,
+};
 
 /// A job as it was accepted. Every default is filled in: nothing here is optional that must be there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,19 +18,205 @@ pub struct JobSpec {
     pub user: UserId,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
+    #[serde(default)]
+    pub tier: Tier,
+    /// The first role; ranks begin here.
     pub gang: Gang,
+    /// Further roles, in rank order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub within: Vec<Within>,
-    /// -1000..=1000; higher goes first.
+    pub roles: Vec<JobRole>,
+    #[serde(default, skip_serializing_if = "Placement::is_empty")]
+    pub placement: Placement,
+    /// -1000..=1000; higher goes first among the jobs of its team and tier.
     #[serde(default)]
     pub priority: i32,
     pub time_limit: Option<Millis>,
-    /// May be stopped with its lease and started elsewhere when its node is lost.
+    /// May be stopped and started again elsewhere: when its node is lost, or when its GPUs are
+    /// claimed by whom they are guaranteed to.
     #[serde(default)]
     pub requeue: bool,
+    /// Not before this instant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begin: Option<UnixMillis>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Dependency>,
+    /// Not while another job of the same name, user and team runs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub singleton: bool,
+    /// Accepted, and not to be started until somebody releases it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub hold: bool,
+    /// Elastic: it may start with as few nodes of its first role, and be shrunk to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_nodes: Option<u32>,
+    /// Nodes of the first role's shape it holds beside the gang, to replace one that dies.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spares: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPlan>,
+    /// The calendar reservation it wants to run in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<String>,
     pub program: Program,
     /// Whom its processes run as on a node; from the caller's identity, never from the request.
     pub unix: Option<UnixIdentity>,
+}
+
+fn is_false(b: &bool) -> bool {
+    !b
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+impl JobSpec {
+    /// All roles in rank order: name, shape, and how many places of that shape a start has.
+    pub fn all_roles(&self) -> impl Iterator<Item = (&str, &Gang)> {
+        let further = self.roles.iter().map(|r| (r.name.as_str(), &r.gang));
+        std::iter::once(("", &self.gang)).chain(further)
+    }
+
+    /// Nodes of a whole start, without spares.
+    pub fn nodes(&self) -> u32 {
+        self.all_roles().fold(0, |sum, (_, g)| sum.saturating_add(g.nodes))
+    }
+
+    /// GPUs of a whole start, spares included; a share counts as one.
+    pub fn gpus(&self) -> u32 {
+        let spares = self.spares.saturating_mul(self.gang.gpus_per_node);
+        self.all_roles().fold(spares, |sum, (_, g)| sum.saturating_add(g.gpus()))
+    }
+
+    pub fn ranks(&self) -> u32 {
+        self.all_roles().fold(0, |sum, (_, g)| sum.saturating_add(g.ranks()))
+    }
+}
+
+/// How urgent a job is. Each tier has a start SLA; a lower one gives way to a higher one.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    Urgent,
+    #[default]
+    Normal,
+    /// Takes what would stand idle, and gives it back when somebody needs it.
+    Idle,
+}
+
+impl Tier {
+    pub const ALL: [Self; 3] = [Self::Urgent, Self::Normal, Self::Idle];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Urgent => "urgent",
+            Self::Normal => "normal",
+            Self::Idle => "idle",
+        }
+    }
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.word() == word)
+    }
+
+    /// How long a job of the tier should wait at most once it could start by quota and dependencies.
+    pub fn start_sla(self) -> Millis {
+        match self {
+            Self::Urgent => Millis::from_secs(10 * 60),
+            Self::Normal => Millis::from_secs(24 * 3_600),
+            Self::Idle => Millis::from_secs(7 * 24 * 3_600),
+        }
+    }
+}
+
+/// A job that has to end first.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Dependency {
+    pub job: JobId,
+    pub kind: DependencyKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DependencyKind {
+    /// It succeeded.
+    AfterOk,
+    /// It ended, however.
+    AfterAny,
+    /// It ended without success.
+    AfterNotOk,
+    /// It has begun, or ended.
+    After,
+}
+
+impl DependencyKind {
+    pub const ALL: [Self; 4] = [Self::AfterOk, Self::AfterAny, Self::AfterNotOk, Self::After];
+
+    /// As `sbatch --dependency` writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::AfterOk => "afterok",
+            Self::AfterAny => "afterany",
+            Self::AfterNotOk => "afternotok",
+            Self::After => "after",
+        }
+    }
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.word() == word)
+    }
+}
+
+/// How a job saves its work when it has to leave.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CheckpointPlan {
+    /// Sent to every task when the job has to leave; `None`: nothing but the later SIGTERM.
+    pub signal: Option<i32>,
+    /// From the signal to SIGTERM at most; a reported checkpoint ends it early.
+    pub notice: Millis,
+    /// What a restart costs beside the work since the last checkpoint.
+    pub restart_cost: Millis,
+    /// A file on the node of rank 0, relative to the working directory; each change of its
+    /// modification time is a checkpoint.
+    pub file: Option<String>,
+    /// May be moved right after a checkpoint to make room for a larger gang.
+    pub migratable: bool,
+}
+
+/// One task of a job array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ArrayTask {
+    /// The id of the array's first task; the array's own id.
+    pub array: JobId,
+    pub index: u32,
+}
+
+/// What `update` may change of a job that waits. `None` leaves it as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobChange {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<Tier>,
+    /// Also of a running job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_limit: Option<Millis>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub begin: Option<UnixMillis>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Vec<Dependency>>,
+    /// Of the array it belongs to: tasks that may run at once; 0: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<u32>,
 }
 
 /// What every rank runs.
@@ -71,9 +260,29 @@ pub struct Gang {
     pub memory_per_node: Bytes,
     /// A part of the model's name, `h100`; matched without regard to case.
     pub gpu_model: Option<String>,
+    /// Thousandths of each GPU; 1000 is a whole one. Less is a share of one GPU of one node, kept
+    /// to by agreement: nothing but the job's own restraint enforces it (`cooperative`).
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub gpu_milli: u32,
+}
+
+/// Thousandths of a whole GPU.
+pub const WHOLE_GPU: u32 = 1_000;
+
+pub(crate) fn whole() -> u32 {
+    WHOLE_GPU
+}
+
+pub(crate) fn is_whole(milli: &u32) -> bool {
+    *milli == WHOLE_GPU
 }
 
 impl Gang {
+    /// Whether it takes less than a whole GPU.
+    pub fn is_share(&self) -> bool {
+        self.gpus_per_node > 0 && self.gpu_milli < WHOLE_GPU
+    }
+
     pub fn ranks(&self) -> u32 {
         self.nodes.saturating_mul(self.tasks_per_node)
     }
@@ -83,20 +292,6 @@ impl Gang {
     pub fn cpus_per_node(&self) -> u32 {
         self.tasks_per_node.saturating_mul(self.cpus_per_task)
     }
-}
-
-/// The whole gang inside one domain of a level.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Within {
-    pub level: String,
-    pub strength: Strength,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Strength {
-    Required,
-    Preferred,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -233,4 +428,16 @@ pub struct JobRecord {
     pub nodes: Vec<NodeId>,
     /// Whether somebody asked for its end.
     pub cancel_requested: bool,
+    /// Waits until somebody releases it.
+    pub held: bool,
+    pub array: Option<ArrayTask>,
+    /// When it was first able to start: dependencies, hold, begin and quota out of the way.
+    pub eligible_at: Option<UnixMillis>,
+    /// The latest start it was promised, if a reservation was made for it.
+    pub promised_at: Option<UnixMillis>,
+    pub last_checkpoint_at: Option<UnixMillis>,
+    /// How often it had to leave for others.
+    pub preemptions: u32,
+    /// What was proved of its present or last place.
+    pub certificate: Option<Certificate>,
 }

@@ -9,8 +9,10 @@ pub struct Lease {
     pub attempt: AttemptId,
     /// The reign that granted it.
     pub epoch: Epoch,
-    /// In rank order: place i holds ranks `i * tasks_per_node ..`.
+    /// In rank order: the places of the first role, those of further roles, then spares.
     pub places: Vec<Place>,
+    /// Nodes of the first role; fewer than asked for when the job is elastic.
+    pub nodes: u32,
 }
 
 /// What a lease holds on one node.
@@ -24,4 +26,7 @@ pub struct Place {
     pub gpus: Vec<GpuId>,
     pub cpus: u32,
     pub memory: crate::Bytes,
+    /// Thousandths of each of `gpus`.
+    #[serde(default = "crate::job::whole", skip_serializing_if = "crate::job::is_whole")]
+    pub gpu_milli: u32,
 }

@@ -8,6 +8,8 @@ pub mod ids; // who and which
 pub mod job; // what was asked for, and how far it got
 pub mod lease; // which GPUs a job holds
 pub mod node; // what a node has
+pub mod placement; // how near a job's nodes have to be, and what was proved of its place
+pub mod quota; // what a team may hold
 pub mod reason; // why a job waits, and the whole ladder behind it
 pub mod refusal;
 pub mod sample; // what was measured, raw
@@ -20,6 +22,9 @@ pub use ids::*;
 pub use job::*;
 pub use lease::*;
 pub use node::*;
+pub use placement::*;
+pub use quota::*;
 pub use reason::*;
 pub use refusal::{Refusal, RefusalKind};
+pub use topology::{DomainMark, Fabric, Topology};
 pub use units::*;

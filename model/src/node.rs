@@ -1,5 +1,7 @@
 //! What a node has, and in what condition it is.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{BootId, Bytes, GpuId, NodeId};
@@ -21,6 +23,13 @@ pub struct NodeInventory {
     /// In index order. A GPU that fell off the bus stays listed until the node's next boot.
     pub gpus: Vec<Gpu>,
     pub nics: Vec<Nic>,
+    /// Free words about the node, from the agent's settings and from its environment: what
+    /// `--select` asks for, and, under the names clouds and Kubernetes use, where it stands.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Names of the switches its links end at, where the agent can see them (LLDP, `ibnetdiscover`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub neighbours: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +50,20 @@ pub struct Gpu {
     /// The nearest NIC by PCI distance, and its rail: the NIC's place in PCI order.
     pub nic: Option<String>,
     pub rail: Option<u32>,
+    /// Set on a MIG instance, which is a device of its own; the whole GPU is not listed beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig: Option<MigInstance>,
+}
+
+/// A part of a GPU, cut off by the hardware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigInstance {
+    /// UUID of the GPU it is cut from.
+    pub parent: GpuId,
+    /// `1g.10gb`, as NVIDIA writes it.
+    pub profile: String,
+    /// Memory slices it has of the GPU's eight.
+    pub memory_slices: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,8 +177,11 @@ pub struct NodeRecord {
     pub inventory: NodeInventory,
     pub state: NodeState,
     pub cordon: Option<Cordon>,
-    /// Names of the domains it stands in, from the root down: `[("block","b0"),("leaf","l1")]`.
+    /// Names of the domains it stands in, fabric by fabric from the root down:
+    /// `[("block","b0"),("leaf","l1")]`.
     pub domains: Vec<(String, String)>,
+    /// Where what its agent sees contradicts the map; a sentence each.
+    pub map_doubts: Vec<String>,
     /// Parallel to `inventory.gpus`.
     pub gpus: Vec<GpuRecord>,
     pub cpus_held: u32,
@@ -165,7 +191,10 @@ pub struct NodeRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuRecord {
     pub condition: GpuCondition,
-    /// Job 0 stands for one that whoever asks may not see.
+    /// The job that holds it, or the first of those that share it. Job 0 stands for one that
+    /// whoever asks may not see.
     pub held_by: Option<crate::JobId>,
     pub team: Option<crate::TeamId>,
+    /// Thousandths that jobs hold of it.
+    pub held_milli: u32,
 }

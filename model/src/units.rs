@@ -175,15 +175,16 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
-/// One GPU held for one millisecond; 3,600,000 of them make a GPU-hour.
+/// Parts a GPU is cut into for accounting: shares come in thousandths, MIG memory slices in 8ths,
+/// compute slices in 7ths, and all of these are whole numbers of parts.
+pub const PARTS_PER_GPU: u32 = 7_000;
+
+/// GPU time held: parts × milliseconds. 7,000 × 3,600,000 of them make a GPU-hour.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 #[serde(transparent)]
-pub struct GpuMillis(pub u64);
-
-/// Parts a device is cut into for accounting: 8ths for MIG memory slices, 7ths for MPS shares.
-pub const PARTS_PER_GPU: u64 = 56;
+pub struct PartMillis(pub u128);
 
 /// A price: millionths of a US dollar per GPU-hour. Signed, since a credit and a charge are the
 /// same kind of thing.
@@ -222,13 +223,16 @@ impl fmt::Display for MicroUsd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Amount(pub i128);
 
-/// How many [`Amount`] units one US dollar is: 56 parts × 3,600,000 ms × 1,000,000 micro-dollars.
-pub const AMOUNT_PER_USD: i128 = 56 * 3_600_000 * 1_000_000;
+/// How many [`Amount`] units one US dollar is: 7,000 parts × 3,600,000 ms × 1,000,000
+/// micro-dollars.
+pub const AMOUNT_PER_USD: i128 = PARTS_PER_GPU as i128 * 3_600_000 * 1_000_000;
 
 impl Amount {
-    /// Whole devices: `held` GPU-milliseconds at a price.
-    pub fn of(held: GpuMillis, price: MicroUsd) -> Self {
-        Self(i128::from(PARTS_PER_GPU) * i128::from(held.0) * i128::from(price.0))
+    /// `held` at a price. A sum of part-milliseconds stays below 2^88 in any cluster, a price
+    /// below 2^40.
+    pub fn of(held: PartMillis, price: MicroUsd) -> Self {
+        let held = i128::try_from(held.0).unwrap_or(i128::MAX);
+        Self(held.saturating_mul(i128::from(price.0)))
     }
 
     /// Dollars with 12 decimals, half to even: the export form. This and [`cents`] are the two
@@ -251,10 +255,44 @@ impl std::ops::AddAssign for Amount {
     }
 }
 
-impl GpuMillis {
+impl PartMillis {
+    /// Whole GPUs held for so many milliseconds in all.
+    pub const fn whole(gpu_ms: u64) -> Self {
+        Self(gpu_ms as u128 * PARTS_PER_GPU as u128)
+    }
+
+    /// So many parts of one GPU for a time.
+    pub fn of(parts: u32, length: Millis) -> Self {
+        Self(u128::from(parts) * u128::from(length.0))
+    }
+
     /// GPU-hours with 12 decimals, half to even.
     pub fn hours12(self) -> String {
-        decimal12(i128::from(self.0), 3_600_000)
+        let value = i128::try_from(self.0).unwrap_or(i128::MAX);
+        decimal12(value, i128::from(PARTS_PER_GPU) * 3_600_000)
+    }
+
+    /// GPU-milliseconds: a whole number, or with as many decimals as its shares need, at most six.
+    pub fn gpu_ms(self) -> String {
+        let parts = u128::from(PARTS_PER_GPU);
+        let (whole, rest) = (self.0 / parts, self.0 % parts);
+        if rest == 0 {
+            return whole.to_string();
+        }
+        let decimals = format!("{:06}", rest * 1_000_000 / parts);
+        format!("{whole}.{}", decimals.trim_end_matches('0'))
+    }
+}
+
+impl std::ops::AddAssign for PartMillis {
+    fn add_assign(&mut self, other: Self) {
+        self.0 += other.0;
+    }
+}
+
+impl std::iter::Sum for PartMillis {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        Self(iter.map(|p| p.0).sum())
     }
 }
 
@@ -287,9 +325,9 @@ pub fn cents(lines: &[Amount]) -> Vec<i128> {
 }
 
 /// Hundredths of GPU-hours for the lines of a document, in the same way.
-pub fn hour_hundredths(lines: &[GpuMillis]) -> Vec<i128> {
-    let values: Vec<i128> = lines.iter().map(|h| i128::from(h.0)).collect();
-    apportion(&values, 36_000)
+pub fn hour_hundredths(lines: &[PartMillis]) -> Vec<i128> {
+    let values = lines.iter().map(|h| i128::try_from(h.0).unwrap_or(i128::MAX));
+    apportion(&values.collect::<Vec<_>>(), i128::from(PARTS_PER_GPU) * 36_000)
 }
 
 /// Each value in whole `unit`s, such that they sum to the total rounded half to even: every value

@@ -3,10 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, AttemptId, GpuId, GpuMillis, MicroUsd, NodeId, ProjectId, TeamId, UnixMillis, UserId,
+    Amount, AttemptId, GpuId, MicroUsd, NodeId, PARTS_PER_GPU, PartMillis, ProjectId, TeamId,
+    UnixMillis, UserId,
 };
 
-/// What a GPU was doing. At any instant a GPU is in exactly one class.
+/// What a GPU, or a part of one that is shared, was doing. At any instant each part is in exactly
+/// one class.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(tag = "class", rename_all = "snake_case")]
 pub enum UsageClass {
@@ -42,7 +44,8 @@ impl UsageClass {
     }
 }
 
-/// A stretch `[start, end)` of one GPU in one class. A GPU's intervals neither overlap nor leave a gap.
+/// A stretch `[start, end)` of one GPU, or of some of its parts, in one class. At each instant of a
+/// GPU's life the parts of its intervals add up to the whole of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interval {
     pub gpu: GpuId,
@@ -50,8 +53,18 @@ pub struct Interval {
     pub model: String,
     pub start: UnixMillis,
     pub end: UnixMillis,
+    #[serde(default = "whole_gpu", skip_serializing_if = "is_whole_gpu")]
+    pub parts: u32,
     #[serde(flatten)]
     pub class: UsageClass,
+}
+
+fn whole_gpu() -> u32 {
+    PARTS_PER_GPU
+}
+
+fn is_whole_gpu(parts: &u32) -> bool {
+    *parts == PARTS_PER_GPU
 }
 
 /// Prices from one instant on, until a later version takes over. Never changed once published.
@@ -122,9 +135,9 @@ impl UsageKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsageLine {
     pub keys: Vec<String>,
-    pub held: GpuMillis,
+    pub held: PartMillis,
     /// Exact; what of `held` has a price.
     pub amount: Amount,
     /// What of `held` no price version covers.
-    pub unpriced: GpuMillis,
+    pub unpriced: PartMillis,
 }

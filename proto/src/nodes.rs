@@ -1,4 +1,4 @@
-//! Nodes at the door: inventories, conditions, records, topology.
+//! Nodes at the door: inventories, conditions, records.
 //!
 //! An inventory comes from outside, from drivers and sysfs, and its texts end up in tables and
 //! labels: lengths and counts are bounded here. Whether a node is the one its certificate names is
@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tessera_model::{
-    BootId, Bytes, Cordon, Gpu, GpuCondition, GpuId, GpuRecord, JobId, Nic, NodeId, NodeInventory,
-    NodeRecord, NodeState, Refusal, TeamId, UnixMillis, topology::Topology,
+    BootId, Bytes, Cordon, Gpu, GpuCondition, GpuId, GpuRecord, JobId, MigInstance, Nic, NodeId,
+    NodeInventory, NodeRecord, NodeState, Refusal, TeamId, UnixMillis,
 };
 
 use crate::{
@@ -20,10 +20,18 @@ const GPUS_MAX: usize = 64;
 const NICS_MAX: usize = 256;
 const CPUS_MAX: u32 = 65_536;
 const PIDS_MAX: usize = 4_096;
-const LEVELS_MAX: usize = 16;
+/// Sixteen fabrics of sixteen levels.
+const DOMAINS_MAX: usize = 256;
 const MODEL_CHARS_MAX: usize = 128;
 const WORD_CHARS_MAX: usize = 64;
 const REASON_CHARS_MAX: usize = 1_024;
+/// Labels of one node, and characters of a name or a value.
+pub const LABELS_MAX: usize = 64;
+pub const LABEL_CHARS_MAX: usize = 256;
+/// Switches one node's links end at.
+pub const NEIGHBOURS_MAX: usize = 64;
+const DOUBTS_MAX: usize = 256;
+const MEMORY_SLICES_MAX: u32 = 64;
 const RELEASE: &str = "use agent, scheduler and client of one release";
 
 pub fn inventory_to_wire(inventory: &NodeInventory) -> v1::Inventory {
@@ -38,6 +46,11 @@ pub fn inventory_to_wire(inventory: &NodeInventory) -> v1::Inventory {
         nvlink_domain: g.nvlink_domain.clone(),
         nic: g.nic.clone(),
         rail: g.rail,
+        mig: g.mig.as_ref().map(|m| v1::MigInstance {
+            parent_uuid: m.parent.to_string(),
+            profile: m.profile.clone(),
+            memory_slices: m.memory_slices,
+        }),
     };
     let nic = |n: &Nic| v1::Nic {
         name: n.name.clone(),
@@ -56,6 +69,8 @@ pub fn inventory_to_wire(inventory: &NodeInventory) -> v1::Inventory {
         driver_version: inventory.driver_version.clone(),
         gpus: inventory.gpus.iter().map(gpu).collect(),
         nics: inventory.nics.iter().map(nic).collect(),
+        labels: inventory.labels.clone().into_iter().collect(),
+        neighbours: inventory.neighbours.clone(),
     }
 }
 
@@ -72,6 +87,8 @@ pub fn inventory_from_wire(wire: v1::Inventory) -> Result<NodeInventory, Refusal
     let nics = wire.nics.into_iter().map(nic_from_wire).collect::<Checked<Vec<_>>>()?;
     all_different("gpus", gpus.iter().map(|g| g.id.as_str()))?;
     all_different("nics", nics.iter().map(|n| n.name.as_str()))?;
+    let labels = checked_labels(wire.labels)?;
+    check_neighbours(&wire.neighbours)?;
     Ok(NodeInventory {
         node,
         boot,
@@ -82,6 +99,46 @@ pub fn inventory_from_wire(wire: v1::Inventory) -> Result<NodeInventory, Refusal
         driver_version: wire.driver_version,
         gpus,
         nics,
+        labels,
+        neighbours: wire.neighbours,
+    })
+}
+
+/// A node's labels, or what is wrong with them. Names are of letters, digits and `. _ - / :`, so
+/// that they can be written into a selector; a value is one line of anything printable.
+pub fn checked_labels(
+    labels: impl IntoIterator<Item = (String, String)>,
+) -> Result<BTreeMap<String, String>, Refusal> {
+    let labels: BTreeMap<String, String> = labels.into_iter().collect();
+    count("labels", labels.len(), LABELS_MAX, "leave out what no job selects by")?;
+    for (name, value) in &labels {
+        label("labels", name, LABEL_CHARS_MAX)?;
+        let letters = |c: char| c.is_ascii_alphanumeric() || "._-/:".contains(c);
+        if !name.chars().all(letters) {
+            let message = format!("{} is no name of a label", quote(name));
+            let hint = "letters, digits and . _ - / : may stand in it";
+            return Err(Refusal::invalid("labels", message, hint));
+        }
+        line(&format!("labels.{name}"), value, LABEL_CHARS_MAX)?;
+    }
+    Ok(labels)
+}
+
+/// Names of switches as an agent may say them.
+pub fn check_neighbours(neighbours: &[String]) -> Result<(), Refusal> {
+    count("neighbours", neighbours.len(), NEIGHBOURS_MAX, "a node has no more links than that")?;
+    neighbours.iter().try_for_each(|n| label("neighbours", n, LABEL_CHARS_MAX))?;
+    all_different("neighbours", neighbours.iter().map(String::as_str))
+}
+
+fn mig_from_wire(wire: v1::MigInstance) -> Checked<MigInstance> {
+    label("mig.profile", &wire.profile, WORD_CHARS_MAX)?;
+    let hint = "a GPU has eight memory slices, and an instance at least one of them";
+    range("mig.memory_slices", wire.memory_slices, 1, MEMORY_SLICES_MAX, hint)?;
+    Ok(MigInstance {
+        parent: GpuId::parse(&wire.parent_uuid).map_err(bad_id("mig.parent_uuid"))?,
+        profile: wire.profile,
+        memory_slices: wire.memory_slices,
     })
 }
 
@@ -101,6 +158,7 @@ fn gpu_from_wire(wire: v1::Gpu) -> Checked<Gpu> {
         nvlink_domain: wire.nvlink_domain,
         nic: wire.nic,
         rail: wire.rail,
+        mig: wire.mig.map(mig_from_wire).transpose()?,
     })
 }
 
@@ -220,6 +278,7 @@ pub fn node_to_wire(node: &NodeRecord) -> v1::Node {
         condition: Some(condition_to_wire(&g.condition)),
         held_by_job: g.held_by.map(|j| j.0),
         team: g.team.as_ref().map(TeamId::to_string).unwrap_or_default(),
+        held_milli: g.held_milli,
     };
     let domain =
         |(level, name): &(String, String)| v1::Domain { level: level.clone(), name: name.clone() };
@@ -231,6 +290,7 @@ pub fn node_to_wire(node: &NodeRecord) -> v1::Node {
         gpus: node.gpus.iter().map(gpu).collect(),
         cpus_held: node.cpus_held,
         last_seen_unix_ms: node.last_seen.0,
+        map_doubts: node.map_doubts.clone(),
     }
 }
 
@@ -252,9 +312,12 @@ pub fn node_from_wire(wire: v1::Node) -> Result<NodeRecord, Refusal> {
             condition: condition_from_wire(present("condition", g.condition)?)?,
             held_by: g.held_by_job.map(JobId),
             team: team.map(|t| TeamId::parse(&t).map_err(bad_id("team"))).transpose()?,
+            held_milli: g.held_milli,
         })
     };
-    count("domains", wire.domains.len(), LEVELS_MAX, "a map has no more levels than that")?;
+    count("domains", wire.domains.len(), DOMAINS_MAX, "a map has no more levels than that")?;
+    count("map_doubts", wire.map_doubts.len(), DOUBTS_MAX, "say the first of them")?;
+    wire.map_doubts.iter().try_for_each(|d| line("map_doubts", d, REASON_CHARS_MAX))?;
     Ok(NodeRecord {
         inventory,
         state,
@@ -263,54 +326,8 @@ pub fn node_from_wire(wire: v1::Node) -> Result<NodeRecord, Refusal> {
         gpus: wire.gpus.into_iter().map(gpu).collect::<Checked<_>>()?,
         cpus_held: wire.cpus_held,
         last_seen: UnixMillis(wire.last_seen_unix_ms),
+        map_doubts: wire.map_doubts,
     })
-}
-
-/// `unplaced` are the nodes that the map does not have.
-pub fn topology_to_wire<'a>(
-    topology: &Topology,
-    unplaced: impl IntoIterator<Item = &'a NodeId>,
-) -> v1::TopologyReply {
-    let placed = topology
-        .nodes
-        .iter()
-        .map(|(node, path)| v1::NodePath { node: node.to_string(), domains: path.clone() });
-    let unplaced = unplaced
-        .into_iter()
-        .map(|node| v1::NodePath { node: node.to_string(), domains: Vec::new() });
-    v1::TopologyReply { levels: topology.levels.clone(), nodes: placed.chain(unplaced).collect() }
-}
-
-/// The map, and the nodes it does not have.
-pub fn topology_from_wire(wire: v1::TopologyReply) -> Result<(Topology, Vec<NodeId>), Refusal> {
-    count("levels", wire.levels.len(), LEVELS_MAX, "merge levels that mean the same")?;
-    all_different("levels", wire.levels.iter().map(String::as_str))?;
-    wire.levels.iter().try_for_each(|l| label("levels", l, WORD_CHARS_MAX))?;
-    all_different("nodes", wire.nodes.iter().map(|n| n.node.as_str()))?;
-    let mut topology = Topology { levels: wire.levels, nodes: BTreeMap::new() };
-    let mut unplaced = Vec::new();
-    for path in wire.nodes {
-        let node = NodeId::parse(&path.node).map_err(bad_id("nodes"))?;
-        if path.domains.is_empty() && !topology.levels.is_empty() {
-            unplaced.push(node);
-            continue;
-        }
-        let (levels, domains) = (topology.levels.len(), path.domains.len());
-        if levels != domains {
-            let message = format!("node {node} has {domains} domains, the map has {levels} levels");
-            return Err(Refusal::invalid("domains", message, "name one domain for each level"));
-        }
-        path.domains.iter().try_for_each(|d| label("domains", d, MODEL_CHARS_MAX))?;
-        topology.nodes.insert(node, path.domains);
-    }
-    match topology.torn_domain() {
-        None => Ok((topology, unplaced)),
-        Some((name, one, other)) => Err(Refusal::invalid(
-            "domains",
-            format!("{name} lies in both {one} and {other}"),
-            "a domain lies in one wider domain: give one of the two another name",
-        )),
-    }
 }
 
 #[cfg(test)]

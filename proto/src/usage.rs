@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use tessera_model::{
-    Amount, GpuMillis, MicroUsd, Refusal, UnixMillis,
+    Amount, MicroUsd, PartMillis, Refusal, UnixMillis,
     refusal::nearest,
     usage::{Price, PriceVersion, UsageKey, UsageLine},
 };
@@ -17,7 +17,7 @@ use crate::{
 const PRICES_MAX: usize = 256;
 const MODEL_CHARS_MAX: usize = 128;
 const NOTE_CHARS_MAX: usize = 1_024;
-/// A million dollars an hour: far above any GPU, and low enough that 56 parts times any number of
+/// A million dollars an hour: far above any GPU, and low enough that 7,000 parts times any number of
 /// milliseconds times a price fits an [`Amount`] with room for every sum.
 const PRICE_MAX: MicroUsd = MicroUsd(1_000_000_000_000);
 
@@ -25,27 +25,29 @@ const PRICE_MAX: MicroUsd = MicroUsd(1_000_000_000_000);
 pub fn line_to_wire(line: &UsageLine) -> v1::UsageLine {
     v1::UsageLine {
         keys: line.keys.clone(),
-        gpu_ms: line.held.0,
+        gpu_part_ms: line.held.0.to_string(),
         amount: line.amount.0.to_string(),
         gpu_hours: line.held.hours12(),
         amount_usd: line.amount.usd12(),
-        unpriced_gpu_ms: line.unpriced.0,
+        unpriced_gpu_part_ms: line.unpriced.0.to_string(),
     }
 }
 
 /// The derived columns are not read: they follow from the exact ones.
 pub fn line_from_wire(wire: v1::UsageLine) -> Result<UsageLine, Refusal> {
-    // `parse` alone would also take "+5" and "-0".
-    let amount = wire.amount.parse::<i128>().ok().filter(|n| n.to_string() == wire.amount);
-    let Some(amount) = amount else {
-        let message = format!("the amount {} is no whole number", quote(&wire.amount));
-        return Err(Refusal::invalid("amount", message, "use client and scheduler of one release"));
-    };
     Ok(UsageLine {
+        held: PartMillis(exact("gpu_part_ms", &wire.gpu_part_ms)?),
+        amount: Amount(exact("amount", &wire.amount)?),
+        unpriced: PartMillis(exact("unpriced_gpu_part_ms", &wire.unpriced_gpu_part_ms)?),
         keys: wire.keys,
-        held: GpuMillis(wire.gpu_ms),
-        amount: Amount(amount),
-        unpriced: GpuMillis(wire.unpriced_gpu_ms),
+    })
+}
+
+/// A whole number as we write it: `parse` alone would also take "+5" and "-0".
+fn exact<T: std::str::FromStr + ToString>(field: &'static str, text: &str) -> Checked<T> {
+    text.parse::<T>().ok().filter(|n| n.to_string() == text).ok_or_else(|| {
+        let message = format!("{field} {} is no whole number", quote(text));
+        Refusal::invalid(field, message, "use client and scheduler of one release")
     })
 }
 
@@ -160,22 +162,29 @@ mod tests {
 
     #[test]
     fn amounts_stay_exact() {
-        let hour = GpuMillis(3_600_000);
+        let hour = PartMillis::whole(3_600_000);
         let amounts = [Amount(0), Amount(-7), Amount(i128::MAX), Amount::of(hour, PRICE_MAX)];
         for amount in amounts {
             let keys = vec!["nlp".to_owned(), String::new()];
-            let line = UsageLine { keys, held: GpuMillis(u64::MAX), amount, unpriced: hour };
+            let line =
+                UsageLine { keys, held: PartMillis::whole(u64::MAX), amount, unpriced: hour };
             assert_eq!(line_from_wire(line_to_wire(&line)), Ok(line));
         }
         for bad in ["", "1.0", "+1", "-0", "007", "1e9", " 1", &"9".repeat(60)] {
-            let wire = v1::UsageLine { amount: bad.to_owned(), ..Default::default() };
+            let zero = || "0".to_owned();
+            let wire = v1::UsageLine {
+                amount: bad.to_owned(),
+                gpu_part_ms: zero(),
+                unpriced_gpu_part_ms: zero(),
+                ..Default::default()
+            };
             assert_eq!(line_from_wire(wire).unwrap_err().field, "amount", "{bad:?}");
         }
         let line = UsageLine {
             keys: vec![],
             held: hour,
             amount: Amount::of(hour, MicroUsd(2_950_000)),
-            unpriced: GpuMillis(0),
+            unpriced: PartMillis(0),
         };
         let wire = line_to_wire(&line);
         assert_eq!((&*wire.gpu_hours, &*wire.amount_usd), ("1.000000000000", "2.950000000000"));
@@ -183,8 +192,8 @@ mod tests {
 
     #[test]
     fn the_dearest_gpu_held_for_ever_does_not_overflow() {
-        let most = Amount::of(GpuMillis(u64::MAX), PRICE_MAX);
-        assert!(most.0 < i128::MAX / 100_000);
+        let most = Amount::of(PartMillis::whole(u64::MAX), PRICE_MAX);
+        assert!(most.0 < i128::MAX / 1_000);
     }
 
     #[test]

@@ -59,9 +59,22 @@ pub struct Settings {
     #[serde(default)]
     server_name: Vec<String>,
 
-    /// Where each node stands in the network, a TOML file; read at every start
+    /// Where each node stands in the network; may be repeated: each file adds its fabrics or
+    /// replaces those of the same name. Our TOML, Slurm's topology.conf or topology.yaml, or
+    /// topograph's graph JSON. Read at every start and at SIGHUP; without it the last map stays
     #[arg(long, value_name = "FILE")]
-    topology: Option<PathBuf>,
+    #[serde(default, deserialize_with = "one_or_more")]
+    topology: Vec<PathBuf>,
+
+    /// At SIGHUP the files may also name nodes that never joined; at the start they always may
+    #[arg(long)]
+    #[serde(default)]
+    topology_allow_unknown: bool,
+
+    /// The files may leave out nodes that stood in the map, which is refused otherwise
+    #[arg(long)]
+    #[serde(default)]
+    topology_drop_nodes: bool,
 
     /// Read settings from this TOML file; flags go before it
     #[arg(long, value_name = "FILE")]
@@ -117,7 +130,9 @@ pub struct Config {
     pub data: PathBuf,
     pub listen: SocketAddr,
     pub server_names: Vec<String>,
-    pub topology: Option<PathBuf>,
+    pub topology: Vec<PathBuf>,
+    pub topology_allow_unknown: bool,
+    pub topology_drop_nodes: bool,
     pub dev: bool,
     pub log_format: LogFormat,
     pub exit_with_parent: bool,
@@ -208,8 +223,22 @@ fn parse_file(text: &str) -> Result<Settings, (usize, String, Option<String>)> {
     })
 }
 
+/// A path, or a list of paths.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a file or a list of files is wanted")]
+    enum Paths {
+        One(PathBuf),
+        More(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(from)? {
+        Paths::One(path) => vec![path],
+        Paths::More(paths) => paths,
+    })
+}
+
 /// The line, from 1, in which byte `offset` of `text` lies.
-pub(crate) fn line_of(text: &str, offset: usize) -> usize {
+fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
 }
 
@@ -228,7 +257,9 @@ fn merge(flags: Settings, file: Settings) -> Result<Config, ConfigError> {
         data: flags.data.or(file.data).ok_or(ConfigError::NoData)?,
         listen: flags.listen.or(file.listen).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7070))),
         server_names,
-        topology: flags.topology.or(file.topology),
+        topology: if flags.topology.is_empty() { file.topology } else { flags.topology },
+        topology_allow_unknown: flags.topology_allow_unknown || file.topology_allow_unknown,
+        topology_drop_nodes: flags.topology_drop_nodes || file.topology_drop_nodes,
         dev: flags.dev || file.dev,
         log_format: flags.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         exit_with_parent: flags.exit_with_parent || file.exit_with_parent,
@@ -347,6 +378,21 @@ mod tests {
         assert_eq!(config.log_format, LogFormat::Json);
         assert!(config.dev && !config.exit_with_parent);
         assert_eq!(config.url("0.0.0.0:81".parse().unwrap()), "https://h:81");
+    }
+
+    #[test]
+    fn topology_files_are_one_or_several_and_flags_go_before_them() {
+        let paths = |args: &[&str], file: &str| {
+            let config = merge(flags(args), parse_file(&format!("data = 'x'\n{file}")).unwrap());
+            let paths = config.unwrap().topology;
+            paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(paths(&[], ""), "");
+        assert_eq!(paths(&[], "topology = 'a'"), "a");
+        assert_eq!(paths(&[], "topology = ['a', 'b']"), "a b");
+        assert_eq!(paths(&["--topology", "c", "--topology", "d"], "topology = 'a'"), "c d");
+        let (line, problem, _) = parse_file("data = 'x'\ntopology = 3").unwrap_err();
+        assert_eq!((line, problem.as_str()), (2, "a file or a list of files is wanted"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub mod serve;
 pub mod store;
 /// Secrets of people and joining nodes.
 pub mod tokens;
-/// Where nodes stand.
-pub mod topology_file;
+/// Where nodes stand, from files.
+pub mod topology;
 /// The one loop.
 pub mod writer;

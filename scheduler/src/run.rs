@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
+use tessera_core::door;
+use tessera_core::door::topology::Allow;
 use tessera_core::due::Limits;
-use tessera_core::{Event, door};
-use tessera_model::topology::Topology;
 use tessera_model::{Principal, Refusal, Role, TeamId, UserId};
 
 use crate::ca::{Ca, CaError};
@@ -22,7 +22,7 @@ use crate::serve::listen::{self, Bounds, ListenError, Tls};
 use crate::serve::{self, Settings, Shared, auth};
 use crate::store::{Store, StoreError};
 use crate::tokens::{self, NoRandom, Secret};
-use crate::topology_file::{self, TopologyError};
+use crate::topology::{self, TopologyError, live};
 use crate::writer::{self, Handle};
 
 /// How often the server's certificate is looked at.
@@ -76,11 +76,13 @@ pub async fn run(config: Config, parent_gone: oneshot::Receiver<()>) -> Result<(
     // Early, so that a signal during the start stops us in order.
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
 
     let home = Home::open(&config.data)?;
-    let topology = match &config.topology {
-        Some(path) => topology_file::load(path)?,
-        None => Topology::default(),
+    // Without files the map of the journal stays, whoever loaded it.
+    let map = match &config.topology[..] {
+        [] => None,
+        files => Some(topology::load(files)?),
     };
     let ca = Arc::new(Ca::open(&home.tls(), wall_clock())?);
     let tls = Arc::new(Tls::new(ca.clone(), config.certificate_names(), wall_clock())?);
@@ -98,7 +100,12 @@ pub async fn run(config: Config, parent_gone: oneshot::Receiver<()>) -> Result<(
     let (handle, writer) = writer::start(store, limits)?;
     let writer = tokio::task::spawn_blocking(move || writer.join());
 
-    load_topology(&handle, topology).await?;
+    let mut allow = Allow { drop: config.topology_drop_nodes, ..Allow::from(true) };
+    if let Some(map) = map {
+        // Nodes join later: at the start that is no error.
+        live::take(&handle, map, allow.clone()).await?;
+    }
+    allow.unknown = config.topology_allow_unknown;
     let url = config.url(bound);
     let token = admin_token(&handle, &home).await?;
     home.write_client(&url, ca.pem(), &token)?;
@@ -119,6 +126,8 @@ pub async fn run(config: Config, parent_gone: oneshot::Receiver<()>) -> Result<(
     let served =
         tokio::spawn(listen::serve(listener, tls.clone(), router, Bounds::default(), stop_serving));
     let renewal = tokio::spawn(renew(tls));
+    let reread =
+        tokio::spawn(live::reread_on(hangup, handle.clone(), config.topology.clone(), allow));
     tracing::info!(%url, data = %home.folder().display(), "serving");
     // Whoever started us may have closed the pipe already.
     let _ = writeln!(std::io::stdout(), "ready {url}");
@@ -135,6 +144,7 @@ pub async fn run(config: Config, parent_gone: oneshot::Receiver<()>) -> Result<(
     }
     let _ = stop.send(true);
     renewal.abort();
+    reread.abort();
     // A broken-off connection at the end is no reason to keep the journal open.
     let _ = served.await;
     if outcome.is_ok() {
@@ -156,19 +166,6 @@ async fn renew(tls: Arc<Tls>) {
             );
         }
     }
-}
-
-/// Takes the map as it is now in the file; without one there is no map.
-async fn load_topology(handle: &Handle, topology: Topology) -> Result<(), Refusal> {
-    handle
-        .change(move |cluster, _| {
-            let events = match cluster.topology == topology {
-                true => Vec::new(),
-                false => vec![Event::TopologyLoaded { topology }],
-            };
-            Ok(((), events))
-        })
-        .await
 }
 
 /// The token in `client.toml` as long as it is good; else a new one, with a first team to begin with.

@@ -15,10 +15,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounde
 use tessera_core::decide::{self, Decision};
 use tessera_core::door::{self, Hello, Report};
 use tessera_core::due::{self, Limits};
-use tessera_core::placement::Snapshot;
-use tessera_core::{Cluster, Event, Order, Stamped, order, verify};
+use tessera_core::round::round;
+use tessera_core::{Cluster, Event, Order, Stamped, order};
 use tessera_model::{
-    Epoch, JobId, Millis, NodeId, Refusal, RefusalKind, Revision, SessionId, UnixMillis, WaitReason,
+    Epoch, JobId, NodeId, Refusal, RefusalKind, Revision, SessionId, UnixMillis, WaitReason,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -88,12 +88,13 @@ impl View<'_> {
     pub fn record(&self, job: &tessera_core::job_table::Job) -> tessera_model::JobRecord {
         let mut record = self.cluster.record(job);
         if job.state == tessera_model::JobState::Pending {
-            // A round looks at the first so many, and leaves the others as they are.
+            // A round looks at the first so many of those whose gates are open.
             let deep = self.cluster.jobs.queue_len() > decide::DEPTH && !self.waits.is_empty();
             let ahead = u32::try_from(decide::DEPTH).unwrap_or(u32::MAX);
             let unknown =
-                if deep { WaitReason::NotReached { ahead } } else { WaitReason::Undecided };
-            let wait = self.waits.get(&job.id).cloned().unwrap_or(unknown);
+                || if deep { WaitReason::NotReached { ahead } } else { WaitReason::Undecided };
+            let gate = tessera_core::queue::gate(self.cluster, job);
+            let wait = gate.or_else(|| self.waits.get(&job.id).cloned()).unwrap_or_else(unknown);
             record.reason = match job.outcome.as_str() {
                 "" => wait.to_string(),
                 before => format!("{wait} ({before})"),
@@ -243,6 +244,25 @@ struct Writer {
     full: Option<Instant>,
     /// Where the last snapshot stands, and whether one is being written.
     snapshot: SnapshotKeeper,
+}
+
+/// Journals an event, then believes it.
+fn record(
+    store: &mut Store,
+    clock: &Clock,
+    cluster: &mut Cluster,
+    batch: &mut Batch,
+    event: Event,
+) -> Result<(), StoreError> {
+    if !batch.open {
+        store.begin()?;
+        batch.open = true;
+    }
+    let stamped = Stamped { at: clock.now(cluster.now), event };
+    store.append(Revision(cluster.revision.0 + 1), &stamped)?;
+    cluster.apply(&stamped);
+    batch.events += 1;
+    Ok(())
 }
 
 struct Agent {
@@ -420,15 +440,7 @@ impl Writer {
 
     /// Journals an event, then believes it.
     fn record(&mut self, event: Event, batch: &mut Batch) -> Result<(), StoreError> {
-        if !batch.open {
-            self.store.begin()?;
-            batch.open = true;
-        }
-        let stamped = Stamped { at: self.clock.now(self.cluster.now), event };
-        self.store.append(Revision(self.cluster.revision.0 + 1), &stamped)?;
-        self.cluster.apply(&stamped);
-        batch.events += 1;
-        Ok(())
+        record(&mut self.store, &self.clock, &mut self.cluster, batch, event)
     }
 
     /// Decides, writes what followed, commits.
@@ -473,34 +485,18 @@ impl Writer {
         if self.full.is_some() {
             return Ok(());
         }
-        if self.cluster.jobs.queue_len() == 0 {
-            self.decision = Decision::default();
-            return Ok(());
+        let now = self.clock.now(self.cluster.now);
+        let (store, clock) = (&mut self.store, &self.clock);
+        self.decision = round(&mut self.cluster, now, &mut |cluster, event| {
+            record(store, clock, cluster, batch, event)
+        })?;
+        for violation in &self.decision.refused {
+            self.violations += 1;
+            tracing::error!(%violation, "a placement was refused by the verifier");
         }
-        let snapshot = Snapshot::of(&self.cluster, self.clock.now(self.cluster.now));
-        let mut decision = decide::decide(&snapshot);
-        for (job, chosen) in &std::mem::take(&mut decision.start) {
-            let Some(lease) = decide::lease(&self.cluster, &snapshot, *job, chosen) else {
-                continue;
-            };
-            match verify::verify(&self.cluster, &lease) {
-                Ok(()) => self.record(Event::LeaseGranted { lease }, batch)?,
-                Err(violation) => {
-                    self.violations += 1;
-                    tracing::error!(%violation, "a placement was refused by the verifier");
-                    let what = violation.what;
-                    decision.wait.insert(*job, WaitReason::Refused { what });
-                }
-            }
-        }
-        self.decision = decision;
         if self.cluster.jobs.queue_len() > 0 {
-            let soonest = self.decision.wait.values().filter_map(|reason| match reason {
-                WaitReason::BackingOff { until } => Some(until.since(snapshot.now)),
-                _ => None,
-            });
-            let wait = soonest.min().map_or(REVIEW, |Millis(ms)| Duration::from_millis(ms));
-            self.decide_at = Some(Instant::now() + wait.min(REVIEW));
+            let wake = self.decision.wake.map(|at| Duration::from_millis(at.since(now).0));
+            self.decide_at = Some(Instant::now() + wake.map_or(REVIEW, |wake| wake.min(REVIEW)));
         }
         Ok(())
     }

@@ -215,8 +215,9 @@ fn every_refusal_has_a_fitting_grpc_status() {
         ("team", Code::NotFound, |s| s.team = "nlpp".into()),
         ("team", Code::InvalidArgument, |s| s.team = "\u{202e}x".into()),
         ("gpu_model", Code::InvalidArgument, |s| s.gpu_model = "b200".into()),
-        ("within", Code::InvalidArgument, |s| {
-            s.within = vec![v1::Within { level: "rack".into(), required: true }];
+        ("placement", Code::InvalidArgument, |s| {
+            let within = vec![v1::Within { level: "rack".into(), required: true }];
+            s.placement = Some(v1::Placement { within, ..Default::default() });
         }),
         ("argv", Code::InvalidArgument, |s| s.argv.clear()),
         ("argv", Code::InvalidArgument, |s| s.argv = vec!["a\0b".into()]),
@@ -230,7 +231,7 @@ fn every_refusal_has_a_fitting_grpc_status() {
     for (field, code, spoil) in submits {
         let mut spec = base.clone();
         spoil(&mut spec);
-        let request = v1::SubmitRequest { spec: Some(spec), idempotency_key: String::new() };
+        let request = v1::SubmitRequest { spec: Some(spec), ..Default::default() };
         let status = refusal(async { admin.jobs().submit(request).await });
         check(&status, *code, field);
     }
@@ -240,6 +241,7 @@ fn every_refusal_has_a_fitting_grpc_status() {
     let with_key = |spec: v1::JobSpec, key: &str| v1::SubmitRequest {
         spec: Some(spec),
         idempotency_key: key.to_owned(),
+        array: None,
     };
     let long = with_key(base.clone(), &"k".repeat(129));
     check(
@@ -257,8 +259,8 @@ fn every_refusal_has_a_fitting_grpc_status() {
 
     let job_id = 999;
     for status in [
-        refusal(async { admin.jobs().get(v1::GetJobRequest { job_id }).await }),
-        refusal(async { admin.jobs().cancel(v1::CancelRequest { job_id }).await }),
+        refusal(async { admin.jobs().get(v1::GetJobRequest { job_id, index: None }).await }),
+        refusal(async { admin.jobs().cancel(v1::CancelRequest { job_id, ..Default::default() }).await }),
         refusal(async { admin.jobs().watch(v1::WatchRequest { job_id }).await }),
         refusal(async {
             admin.jobs().logs(v1::LogsRequest { job_id, ..Default::default() }).await

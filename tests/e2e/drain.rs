@@ -1,7 +1,7 @@
 //! A drained node keeps what it has and gets nothing new.
 
 use tessera_proto::v1::{self, JobState};
-use tessera_tests::{Cluster, ClusterSpec, unix_ms, until};
+use tessera_tests::{Cluster, ClusterSpec, gpu_ms, unix_ms, until};
 
 #[test]
 fn a_drained_node_finishes_its_job_and_takes_no_other() {
@@ -41,7 +41,7 @@ fn a_drained_node_finishes_its_job_and_takes_no_other() {
         .lines
         .iter()
         .filter(|l| l.keys[0] == drained)
-        .map(|l| (l.keys[1].as_str(), l.gpu_ms))
+        .map(|l| (l.keys[1].as_str(), gpu_ms(l)))
         .collect();
     assert_eq!(classes, [("drain", 8 * (now - empty_since) as u64)], "{report:?}");
 

@@ -1,7 +1,7 @@
 //! A GPU falls off the bus: it is taken out, its node goes on with the others.
 
 use tessera_proto::v1::{self, JobState};
-use tessera_tests::{Cluster, ClusterSpec, unix_ms, until};
+use tessera_tests::{Cluster, ClusterSpec, gpu_ms, unix_ms, until};
 
 #[test]
 fn a_lost_gpu_is_taken_out_and_its_node_goes_on() {
@@ -51,7 +51,7 @@ fn a_lost_gpu_is_taken_out_and_its_node_goes_on() {
     let report = admin.report(from, unix_ms(), &["gpu", "class"]);
     for gpu in [2, 6] {
         let failed = report.lines.iter().find(|l| l.keys == [uuids[gpu].as_str(), "failed"]);
-        assert!(failed.is_some_and(|l| l.gpu_ms > 0), "GPU {gpu}: {report:?}");
+        assert!(failed.is_some_and(|l| gpu_ms(l) > 0), "GPU {gpu}: {report:?}");
     }
     assert!(!report.lines.iter().any(|l| l.keys == [uuids[5].as_str(), "failed"]));
 }

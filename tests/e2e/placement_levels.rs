@@ -25,7 +25,10 @@ fn a_gang_lies_inside_one_leaf_or_waits_for_one() {
     let pair = |required| v1::JobSpec {
         nodes: 2,
         gpus_per_node: 8,
-        within: vec![Within { level: "leaf".into(), required }],
+        placement: Some(v1::Placement {
+            within: vec![Within { level: "leaf".into(), required }],
+            ..Default::default()
+        }),
         ..cluster.sh("while [ ! -e go ]; do sleep 0.2; done")
     };
     let json = cluster.cli(&["topology", "--json"]).ok().stdout;
@@ -39,7 +42,7 @@ fn a_gang_lies_inside_one_leaf_or_waits_for_one() {
             .filter(|n| *n != ground && *n != kept_out)
             .collect();
         others.iter().for_each(|n| admin.cordon(n, false));
-        let single = v1::JobSpec { nodes: 1, within: vec![], ..pair(true) };
+        let single = v1::JobSpec { nodes: 1, placement: None, ..pair(true) };
         let single = admin.submit(single);
         assert_eq!(admin.wait_running(single).nodes, [ground]);
         others.iter().for_each(|n| admin.uncordon(n));

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OpenFlags};
 use tessera_model::UnixMillis;
 use tessera_proto::v1::{self, JobState};
-use tessera_tests::{Cluster, ClusterSpec, unix_ms, until};
+use tessera_tests::{Cluster, ClusterSpec, gpu_ms, unix_ms, until};
 
 const MICRO_USD: i128 = 2_950_000;
-const PARTS: i128 = 56;
+const PARTS: i128 = tessera_model::PARTS_PER_GPU as i128;
 
 #[test]
 fn a_job_runs_is_logged_and_is_paid_for_to_the_millisecond() {
@@ -59,16 +59,16 @@ fn a_job_runs_is_logged_and_is_paid_for_to_the_millisecond() {
     let names: Vec<&str> = by_team.keys().copied().collect();
     assert_eq!(names, ["nlp", "pool:idle", "vision"], "and nobody else");
     for team in ["nlp", "vision"] {
-        assert_eq!(by_team[team].gpu_ms, held[team], "{team}");
+        assert_eq!(gpu_ms(by_team[team]), held[team], "{team}");
     }
     for (team, line) in &by_team {
-        let amount = i128::from(line.gpu_ms) * PARTS * MICRO_USD;
+        let amount = i128::from(gpu_ms(line)) * PARTS * MICRO_USD;
         assert_eq!(line.amount, amount.to_string(), "{team}");
-        assert_eq!(line.unpriced_gpu_ms, 0, "{team}");
-        // 2.016e14 of them are a dollar; twelve decimals, half a unit of the last either way.
-        let printed = decimal12(&line.amount_usd) * 201_600_000_000_000;
+        assert_eq!(line.unpriced_gpu_part_ms, "0", "{team}");
+        // 2.52e16 of them are a dollar; twelve decimals, half a unit of the last either way.
+        let printed = decimal12(&line.amount_usd) * 25_200_000_000_000_000;
         let exact = amount * 1_000_000_000_000;
-        assert!((printed - exact).abs() <= 100_800_000_000_000, "{team}: {line:?}");
+        assert!((printed - exact).abs() <= 12_600_000_000_000_000, "{team}: {line:?}");
     }
 
     every_gpu_is_somewhere_all_the_time(&cluster, from, to);
@@ -80,7 +80,7 @@ fn a_job_runs_is_logged_and_is_paid_for_to_the_millisecond() {
     let mut lines = csv.split("\r\n");
     assert_eq!(lines.next(), Some("team,gpu_ms,gpu_hours,amount_usd,unpriced_gpu_ms"));
     for (team, line) in &by_team {
-        let want = format!("{team},{},{},{},0", line.gpu_ms, line.gpu_hours, line.amount_usd);
+        let want = format!("{team},{},{},{},0", gpu_ms(line), line.gpu_hours, line.amount_usd);
         assert_eq!(lines.next(), Some(want.as_str()));
     }
 }
@@ -89,7 +89,7 @@ fn a_job_runs_is_logged_and_is_paid_for_to_the_millisecond() {
 pub fn every_gpu_is_somewhere_all_the_time(cluster: &Cluster, from: i64, to: i64) {
     let mut sums: BTreeMap<(String, String), u64> = BTreeMap::new();
     for line in cluster.admin().report(from, to, &["gpu", "day", "class"]).lines {
-        *sums.entry((line.keys[0].clone(), line.keys[1].clone())).or_default() += line.gpu_ms;
+        *sums.entry((line.keys[0].clone(), line.keys[1].clone())).or_default() += gpu_ms(&line);
     }
     let mut days: BTreeMap<String, u64> = BTreeMap::new();
     let mut at = from;

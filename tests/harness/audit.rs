@@ -12,11 +12,11 @@ use tessera_proto::v1;
 use crate::person::Person;
 
 /// Each query lists the offenders; its words say what they broke.
-const PROMISES: [(&str, &str); 5] = [
+const PROMISES: [(&str, &str); 6] = [
     (
         "a GPU was held by two leases at once",
         "SELECT a.gpu || ' by ' || a.attempt || ' and ' || b.attempt FROM lease_gpus a, lease_gpus b
-         WHERE a.gpu = b.gpu AND a.attempt < b.attempt
+         WHERE a.gpu = b.gpu AND a.attempt < b.attempt AND a.gpu_milli + b.gpu_milli > 1000
          AND a.granted_at_unix_ms < coalesce(b.released_at_unix_ms, 9e18)
          AND b.granted_at_unix_ms < coalesce(a.released_at_unix_ms, 9e18)",
     ),
@@ -24,12 +24,20 @@ const PROMISES: [(&str, &str); 5] = [
         "a GPU's time has a gap or is counted twice",
         "SELECT gpu || ' from ' || end_unix_ms || ' to ' || next FROM (
            SELECT gpu, end_unix_ms, lead(start_unix_ms) OVER (PARTITION BY gpu ORDER BY start_unix_ms) AS next
-           FROM usage_intervals) WHERE next IS NOT NULL AND next <> end_unix_ms",
+           FROM usage_intervals WHERE gpu NOT IN (SELECT gpu FROM usage_intervals WHERE parts < 7000))
+         WHERE next IS NOT NULL AND next <> end_unix_ms",
+    ),
+    (
+        "more of a shared GPU is charged than there is",
+        "SELECT a.gpu || ' at ' || a.start_unix_ms FROM usage_intervals a, usage_intervals b
+         WHERE a.gpu = b.gpu AND b.start_unix_ms <= a.start_unix_ms AND a.start_unix_ms < b.end_unix_ms
+         AND a.gpu IN (SELECT gpu FROM usage_intervals WHERE parts < 7000)
+         GROUP BY a.gpu, a.start_unix_ms, a.class, a.attempt HAVING sum(b.parts) > 7000",
     ),
     (
         "a team pays for what its job did not hold",
         "SELECT u.attempt || ' on ' || u.gpu || ' from ' || u.start_unix_ms FROM usage_intervals u
-         WHERE u.attempt IS NOT NULL AND NOT EXISTS (
+         WHERE u.attempt <> '' AND NOT EXISTS (
            SELECT 1 FROM lease_gpus l WHERE l.attempt = u.attempt AND l.gpu = u.gpu
            AND l.granted_at_unix_ms <= u.start_unix_ms
            AND u.end_unix_ms <= coalesce(l.released_at_unix_ms, 9e18))",
@@ -89,26 +97,33 @@ mod tests {
 
     const TABLES: &str = "
         CREATE TABLE journal (revision INTEGER PRIMARY KEY);
-        CREATE TABLE lease_gpus (attempt TEXT, gpu TEXT, granted_at_unix_ms INTEGER, released_at_unix_ms INTEGER);
-        CREATE TABLE usage_intervals (gpu TEXT, start_unix_ms INTEGER, end_unix_ms INTEGER, attempt TEXT);
+        CREATE TABLE lease_gpus (attempt TEXT, gpu TEXT, granted_at_unix_ms INTEGER, released_at_unix_ms INTEGER, gpu_milli INTEGER);
+        CREATE TABLE usage_intervals (gpu TEXT, start_unix_ms INTEGER, end_unix_ms INTEGER, attempt TEXT, parts INTEGER, class TEXT);
         INSERT INTO journal VALUES (1), (2), (3);
-        INSERT INTO lease_gpus VALUES ('1.1', 'a', 10, 20), ('2.1', 'a', 20, NULL), ('1.2', 'b', 30, NULL);
-        INSERT INTO usage_intervals VALUES ('a', 0, 10, NULL), ('a', 10, 20, '1.1'), ('b', 0, 30, NULL);";
+        INSERT INTO lease_gpus VALUES ('1.1', 'a', 10, 20, 1000), ('2.1', 'a', 20, NULL, 1000),
+          ('1.2', 'b', 30, NULL, 1000), ('6.1', 's', 0, 20, 500), ('7.1', 's', 0, 20, 500);
+        INSERT INTO usage_intervals VALUES ('a', 0, 10, '', 7000, 'idle'),
+          ('a', 10, 20, '1.1', 7000, 'allocated'), ('b', 0, 30, '', 7000, 'idle'),
+          ('s', 0, 20, '6.1', 3500, 'allocated'), ('s', 0, 20, '7.1', 3500, 'allocated');";
 
     #[test]
     fn each_broken_promise_is_found_and_only_that_one() {
         let cases = [
             ("", None),
-            ("INSERT INTO lease_gpus VALUES ('3.1', 'a', 15, 18)", Some("held by two leases")),
-            ("INSERT INTO lease_gpus VALUES ('3.1', 'b', 40, NULL)", Some("held by two leases")),
-            ("INSERT INTO usage_intervals VALUES ('a', 21, 30, NULL)", Some("a gap")),
+            ("INSERT INTO lease_gpus VALUES ('3.1', 'a', 15, 18, 1000)", Some("held by two leases")),
+            ("INSERT INTO lease_gpus VALUES ('3.1', 'b', 40, NULL, 250)", Some("held by two leases")),
+            ("INSERT INTO usage_intervals VALUES ('a', 21, 30, '', 7000, 'idle')", Some("a gap")),
             (
-                "INSERT INTO usage_intervals VALUES ('a', 19, 30, NULL)",
+                "INSERT INTO usage_intervals VALUES ('a', 19, 30, '', 7000, 'idle')",
                 Some("a gap or is counted twice"),
             ),
-            ("INSERT INTO usage_intervals VALUES ('b', 30, 40, '1.1')", Some("a team pays")),
-            ("INSERT INTO usage_intervals VALUES ('b', 30, 40, '1.2')", None),
-            ("INSERT INTO lease_gpus VALUES ('2.2', 'c', 40, NULL)", Some("two live attempts")),
+            (
+                "INSERT INTO usage_intervals VALUES ('s', 5, 9, '', 1000, 'idle')",
+                Some("more of a shared GPU"),
+            ),
+            ("INSERT INTO usage_intervals VALUES ('b', 30, 40, '1.1', 7000, 'allocated')", Some("a team pays")),
+            ("INSERT INTO usage_intervals VALUES ('b', 30, 40, '1.2', 7000, 'allocated')", None),
+            ("INSERT INTO lease_gpus VALUES ('2.2', 'c', 40, NULL, 1000)", Some("two live attempts")),
             ("INSERT INTO journal VALUES (5)", Some("a hole")),
         ];
         for (change, want) in cases {

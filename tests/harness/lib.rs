@@ -38,6 +38,14 @@ pub fn unix_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// What a line of a usage report holds, in milliseconds of whole GPUs.
+pub fn gpu_ms(line: &tessera_proto::v1::UsageLine) -> u64 {
+    let parts: u128 = line.gpu_part_ms.parse().expect("a whole number");
+    let whole = u128::from(tessera_model::PARTS_PER_GPU);
+    assert_eq!(parts % whole, 0, "no job here shares a GPU: {line:?}");
+    u64::try_from(parts / whole).expect("less than half a billion years")
+}
+
 /// Whether the long forms of the stories are asked for, `TESSERA_E2E_FULL=1`.
 pub fn full() -> bool {
     std::env::var_os("TESSERA_E2E_FULL").is_some_and(|v| v == "1")

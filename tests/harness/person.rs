@@ -112,7 +112,7 @@ impl Person {
     // ---- jobs
 
     pub fn try_submit(&self, spec: v1::JobSpec, key: &str) -> Result<v1::SubmitReply, Refusal> {
-        let request = v1::SubmitRequest { spec: Some(spec), idempotency_key: key.to_owned() };
+        let request = v1::SubmitRequest { spec: Some(spec), idempotency_key: key.to_owned(), array: None };
         self.once(async { self.jobs().submit(request).await })
     }
 
@@ -126,7 +126,7 @@ impl Person {
     }
 
     pub fn try_job(&self, job_id: u64) -> Result<v1::Job, Refusal> {
-        self.ask(|p| async move { p.jobs().get(v1::GetJobRequest { job_id }).await })
+        self.ask(|p| async move { p.jobs().get(v1::GetJobRequest { job_id, index: None }).await })
     }
 
     #[track_caller]
@@ -194,8 +194,10 @@ impl Person {
 
     #[track_caller]
     pub fn cancel(&self, job_id: u64) -> v1::Job {
-        let job = self.once(async { self.jobs().cancel(v1::CancelRequest { job_id }).await });
-        job.unwrap_or_else(|no| panic!("job {job_id} is not cancelled: {no}"))
+        let request = v1::CancelRequest { job_id, ..Default::default() };
+        let reply = self.once(async { self.jobs().cancel(request).await });
+        let reply = reply.unwrap_or_else(|no| panic!("job {job_id} is not cancelled: {no}"));
+        reply.job.expect("the job that was named")
     }
 
     pub fn explain_job(&self, job_id: u64) -> v1::ExplainReply {

@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 
 use crate::abi::{Answer, Code};
 use crate::fault::{GpuEffects, Hold};
-use crate::hardware::GpuHw;
+use crate::hardware::{GpuHw, MigHw};
 use crate::identity;
 use crate::node::Node;
 use crate::scenario::Preset;
@@ -139,6 +139,8 @@ pub fn enter(function: &str) -> Result<Session, Code> {
 pub struct Device {
     pub session: Session,
     pub index: usize,
+    /// The call is about this MIG instance of the GPU.
+    pub mig: Option<usize>,
     pub fx: Arc<GpuEffects>,
 }
 
@@ -149,6 +151,11 @@ impl Device {
 
     pub fn hw(&self) -> &GpuHw {
         self.node().gpu_hw(self.index)
+    }
+
+    /// The instance the call is about.
+    pub fn instance(&self) -> Option<&MigHw> {
+        self.hw().mig.as_ref()?.get(self.mig?)
     }
 
     pub fn handle(&self) -> Handle {
@@ -173,8 +180,44 @@ const IDENTITY: [&str; 10] = [
 /// The way in for a call on a GPU's handle.
 pub fn enter_device(function: &str, handle: Handle) -> Result<Device, Code> {
     let session = session()?;
+    if let Ok(number) = session.resolve(handle, Kind::Mig) {
+        let (index, mig) = split_mig(number);
+        let device = enter_gpu(session, function, index)?;
+        let known = device.hw().mig.as_ref().is_some_and(|all| mig < all.len());
+        return match (known, MIG_CALLS.contains(&function)) {
+            (false, _) => Err(Code::INVALID_ARGUMENT),
+            // Utilization, power, clocks, links: of the whole GPU only.
+            (true, false) => Err(Code::NOT_SUPPORTED),
+            (true, true) => Ok(Device { mig: Some(mig), ..device }),
+        };
+    }
     let index = session.resolve(handle, Kind::Device)? as usize;
     enter_gpu(session, function, index)
+}
+
+/// Calls that a MIG instance answers.
+const MIG_CALLS: [&str; 14] = [
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetIndex",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetMemoryInfo_v2",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlDeviceGetGraphicsRunningProcesses_v3",
+    "nvmlDeviceGetMPSComputeRunningProcesses_v3",
+    "nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
+    "nvmlDeviceIsMigDeviceHandle",
+    "nvmlDeviceGetAttributes_v2",
+    "nvmlDeviceGetGpuInstanceId",
+    "nvmlDeviceGetComputeInstanceId",
+    "nvmlDeviceGetMaxMigDeviceCount",
+];
+
+/// Instances of one GPU at most, in the number of a handle.
+const MIG_STEP: u32 = 16;
+
+fn split_mig(number: u32) -> (usize, usize) {
+    ((number / MIG_STEP) as usize, (number % MIG_STEP) as usize)
 }
 
 /// The same once the GPU is known.
@@ -196,7 +239,7 @@ pub fn enter_gpu(session: Session, function: &str, index: usize) -> Result<Devic
     if fx.reset_required && !IDENTITY.contains(&function) {
         return Err(Code::RESET_REQUIRED);
     }
-    Ok(Device { session, index, fx })
+    Ok(Device { session, index, mig: None, fx })
 }
 
 /// Sleeps for the faults that make this call slow. No lock is held meanwhile.
@@ -228,6 +271,7 @@ pub struct Handle(pub *mut c_void);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Kind {
+    Mig = 0,
     Device = 1,
     EventSet = 2,
     GpmSample = 3,
@@ -251,6 +295,10 @@ impl Session {
 
     pub fn device(&self, index: usize) -> Handle {
         self.handle(Kind::Device, index as u32)
+    }
+
+    pub fn mig(&self, gpu: usize, instance: usize) -> Handle {
+        self.handle(Kind::Mig, gpu as u32 * MIG_STEP + instance as u32)
     }
 
     /// The number in a handle, if it is one we have given out in this life.

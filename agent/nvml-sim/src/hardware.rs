@@ -4,10 +4,12 @@
 //! are the public ones of the machines named. Distances follow from the PCI tree here, and the
 //! same tree is written to `sys/`, so NVML and sysfs cannot contradict each other.
 
+pub mod mig; // how a GPU may be cut
 pub mod models; // the GPU models
 
 use std::fmt;
 
+pub use crate::hardware::mig::MigHw;
 pub use crate::hardware::models::GpuSpec;
 use crate::hardware::models::{A100, GB200, H100, L40S};
 use crate::identity;
@@ -93,6 +95,8 @@ pub struct GpuHw {
     pub uuid: String,
     pub serial: String,
     pub path: PciPath,
+    /// `Some`: MIG is on, and these are its instances.
+    pub mig: Option<Vec<MigHw>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,6 +235,9 @@ impl Hardware {
             uuid: identity::gpu_uuid(node.seed, &node.name, index),
             serial: identity::serial(node.seed, &node.name, index),
             path,
+            mig: node.cut_of(index).map(|profiles| {
+                mig::cut(profiles, spec, node.seed, &format!("{}/gpu/{index}", node.name))
+            }),
         });
         let guid = |label: &str| {
             0xb83f_d200_0000_0000
@@ -309,6 +316,16 @@ impl Hardware {
             tray: node.tray.unwrap_or((number % 18) as u8),
             domain,
         }
+    }
+
+    /// UUIDs that a job may name, with the GPU and the MIG instance each means.
+    pub fn devices(&self) -> Vec<(&str, usize, Option<usize>)> {
+        let whole = self.gpus.iter().map(|gpu| (gpu.uuid.as_str(), gpu.index, None));
+        let cut = self.gpus.iter().flat_map(|gpu| {
+            let instances = gpu.mig.iter().flatten().enumerate();
+            instances.map(|(mig, instance)| (instance.uuid.as_str(), gpu.index, Some(mig)))
+        });
+        whole.chain(cut).collect()
     }
 
     pub fn cpus(&self) -> u32 {

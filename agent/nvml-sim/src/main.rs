@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use tessera_nvml_sim::hardware::Hardware;
 use tessera_nvml_sim::load::Load;
 use tessera_nvml_sim::scenario::{
-    Control, FaultKind, FaultSpec, GpuSel, LoadSpec, NodeSection, Preset, Scenario, Span,
+    Control, FaultKind, FaultSpec, GpuSel, LoadSpec, MigCut, NodeSection, Preset, Scenario, Span,
 };
 use tessera_nvml_sim::{NodeOptions, control, create_node, journal};
 
@@ -24,6 +24,7 @@ use tessera_nvml_sim::{NodeOptions, control, create_node, journal};
     about = "A GPU node in a directory: make one, load it, break it",
     after_help = "Examples:
   tessera-nvml-sim init /tmp/n0 --preset dgx-h100
+  tessera-nvml-sim init /tmp/n2 --preset dgx-h100 --mig 7=3g.40gb,2g.20gb,1g.10gb
   tessera-nvml-sim init /tmp/n1 --preset gb200-nvl72-tray --name n1 --domain rack1
   tessera-nvml-sim fault /tmp/n0 xid --gpu 2 --code 79
   tessera-nvml-sim fault /tmp/n0 hang --gpu 3 --call 'GetPower*' --for 30s
@@ -89,6 +90,10 @@ struct InitArgs {
     /// How fast loads and the times of faults run
     #[arg(long)]
     clock_rate: Option<f64>,
+    /// Cut all GPUs, or one (GPU=…), into MIG instances, such as 3g.40gb,2g.20gb,1g.10gb; more than
+    /// once for several
+    #[arg(long)]
+    mig: Vec<MigCut>,
     /// The built library [default: libtessera_nvml_sim.so beside this program]
     #[arg(long)]
     lib: Option<PathBuf>,
@@ -200,6 +205,7 @@ fn init(args: InitArgs) -> anyhow::Result<()> {
         tray: args.tray,
         driver_version: args.driver,
         clock_rate: args.clock_rate,
+        mig: args.mig,
         library: args.lib,
     };
     let made = create_node(&args.dir, &options)?;

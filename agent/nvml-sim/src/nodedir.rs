@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::hardware::Hardware;
-use crate::scenario::{NodeSection, Preset, Scenario};
+use crate::hardware::{GpuHw, Hardware};
+use crate::scenario::{MigCut, NodeSection, Preset, Scenario};
 use crate::sysfs;
 
 /// The name programs ask the loader for.
@@ -28,6 +28,7 @@ pub struct NodeOptions {
     pub tray: Option<u8>,
     pub driver_version: Option<String>,
     pub clock_rate: Option<f64>,
+    pub mig: Vec<MigCut>,
     /// Where the built library is. `None`: [`find_library`] looks.
     pub library: Option<PathBuf>,
 }
@@ -42,6 +43,7 @@ impl NodeOptions {
             tray: None,
             driver_version: None,
             clock_rate: None,
+            mig: Vec::new(),
             library: None,
         }
     }
@@ -51,6 +53,7 @@ impl NodeOptions {
         node.domain.clone_from(&self.domain);
         node.tray = self.tray;
         node.driver_version.clone_from(&self.driver_version);
+        node.mig.clone_from(&self.mig);
         node.clock_rate = self.clock_rate.unwrap_or(1.0);
         Scenario { node, load: Vec::new(), fault: Vec::new() }
     }
@@ -62,6 +65,7 @@ pub struct Made {
     pub library: PathBuf,
     /// `false`: there was a `node.toml`, and it was kept.
     pub scenario_written: bool,
+    /// Devices that jobs can have: GPUs, and MIG instances in the place of those that are cut.
     pub gpus: usize,
     pub uuids: Vec<String>,
 }
@@ -121,8 +125,12 @@ pub fn create_node(dir: &Path, options: &NodeOptions) -> anyhow::Result<Made> {
     if fs::read(&library).ok().as_ref() != Some(&text) {
         put(&library, &text)?;
     }
-    let uuids = hw.gpus.iter().map(|g| g.uuid.clone()).collect();
-    Ok(Made { library, scenario_written, gpus: hw.gpus.len(), uuids })
+    let of_gpu = |gpu: &GpuHw| match &gpu.mig {
+        Some(cut) => cut.iter().map(|instance| instance.uuid.clone()).collect(),
+        None => vec![gpu.uuid.clone()],
+    };
+    let uuids: Vec<String> = hw.gpus.iter().flat_map(of_gpu).collect();
+    Ok(Made { library, scenario_written, gpus: uuids.len(), uuids })
 }
 
 /// Writes a file in one step. A library that is loaded somewhere keeps its old content there.

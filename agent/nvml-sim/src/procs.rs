@@ -22,6 +22,8 @@ pub struct Proc {
     /// Clock ticks since boot; with the pid it names one process for good.
     pub start_ticks: u64,
     pub gpus: Vec<usize>,
+    /// Of these GPUs only a MIG instance: GPU, instance.
+    pub instances: Vec<(usize, usize)>,
     pub load: Load,
     /// MiB asked for in `TESSERA_SIM_MEM_MIB`.
     pub mem_mib: Option<u64>,
@@ -44,8 +46,8 @@ pub struct Procs {
 }
 
 impl Procs {
-    /// Searches /proc. `uuids` are the node's GPUs in order.
-    pub fn search(&mut self, uuids: &[&str], now: f64) {
+    /// Searches /proc. `devices` are what a job may name: UUID, GPU, MIG instance.
+    pub fn search(&mut self, devices: &[(&str, usize, Option<usize>)], now: f64) {
         self.scan += 1;
         let scan = self.scan;
         let Ok(dir) = fs::read_dir("/proc") else { return };
@@ -61,7 +63,7 @@ impl Procs {
         }
         self.seen.retain(|_, (_, last)| *last == scan);
         for pid in examine {
-            match (read_proc(pid, uuids, now), self.using.iter_mut().find(|p| p.pid == pid)) {
+            match (read_proc(pid, devices, now), self.using.iter_mut().find(|p| p.pid == pid)) {
                 (Some(new), Some(old)) => {
                     let since = if new.start_ticks == old.start_ticks { old.since } else { now };
                     *old = Proc { since, ..new };
@@ -113,7 +115,7 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat { alive: !matches!(state, "Z" | "X" | "x"), parent, start_ticks })
 }
 
-fn read_proc(pid: u32, uuids: &[&str], now: f64) -> Option<Proc> {
+fn read_proc(pid: u32, devices: &[(&str, usize, Option<usize>)], now: f64) -> Option<Proc> {
     let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let var = |name: &str| {
         environ.split(|b| *b == 0).find_map(|entry| {
@@ -123,16 +125,20 @@ fn read_proc(pid: u32, uuids: &[&str], now: f64) -> Option<Proc> {
                 .and_then(|v| std::str::from_utf8(v).ok())
         })
     };
-    let gpus = gpus_named(var("CUDA_VISIBLE_DEVICES")?, uuids);
-    if gpus.is_empty() {
+    let named = devices_named(var("CUDA_VISIBLE_DEVICES")?, devices);
+    if named.is_empty() {
         return None;
     }
+    let mut gpus: Vec<usize> = named.iter().map(|(gpu, _)| *gpu).collect();
+    gpus.dedup();
+    let instances = named.into_iter().filter_map(|(gpu, mig)| Some((gpu, mig?))).collect();
     let stat = stat(pid)?;
     Some(Proc {
         pid,
         parent: stat.parent,
         start_ticks: stat.start_ticks,
         gpus,
+        instances,
         // A job with a typing error in its wish is a busy job, not an idle one.
         load: var("TESSERA_SIM_LOAD").and_then(|t| t.parse().ok()).unwrap_or(Load::TRAINING),
         mem_mib: var("TESSERA_SIM_MEM_MIB").and_then(|t| t.parse().ok()),
@@ -140,13 +146,19 @@ fn read_proc(pid: u32, uuids: &[&str], now: f64) -> Option<Proc> {
     })
 }
 
-/// Which of our GPUs a `CUDA_VISIBLE_DEVICES` names. CUDA takes the start of a UUID too.
-fn gpus_named(value: &str, uuids: &[&str]) -> Vec<usize> {
-    let mut found: Vec<usize> = value
+/// Which of our GPUs and MIG instances a `CUDA_VISIBLE_DEVICES` names. CUDA takes the start of a
+/// UUID too.
+fn devices_named(
+    value: &str,
+    devices: &[(&str, usize, Option<usize>)],
+) -> Vec<(usize, Option<usize>)> {
+    let is_uuid = |part: &&str| part.starts_with("GPU-") || part.starts_with("MIG-");
+    let mut found: Vec<(usize, Option<usize>)> = value
         .split(',')
         .map(str::trim)
-        .filter(|part| part.starts_with("GPU-") && part.len() >= 8)
-        .filter_map(|part| uuids.iter().position(|u| u.starts_with(part)))
+        .filter(|part| is_uuid(part) && part.len() >= 8)
+        .filter_map(|part| devices.iter().find(|(uuid, ..)| uuid.starts_with(part)))
+        .map(|(_, gpu, mig)| (*gpu, *mig))
         .collect();
     found.sort_unstable();
     found.dedup();
@@ -159,17 +171,22 @@ mod tests {
 
     #[test]
     fn cuda_visible_devices_is_read_as_cuda_reads_it() {
-        let ours = ["GPU-aaaaaaaa-1", "GPU-bbbbbbbb-2"];
+        let ours = [
+            ("GPU-aaaaaaaa-1", 0, None),
+            ("GPU-bbbbbbbb-2", 1, None),
+            ("MIG-cccccccc-3", 1, Some(4)),
+        ];
         for (value, gpus) in [
-            ("GPU-bbbbbbbb-2", vec![1]),
-            ("GPU-bbbbbbbb-2, GPU-aaaaaaaa-1", vec![0, 1]),
-            ("GPU-aaaa", vec![0]),
+            ("GPU-bbbbbbbb-2", vec![(1, None)]),
+            ("GPU-bbbbbbbb-2, GPU-aaaaaaaa-1", vec![(0, None), (1, None)]),
+            ("GPU-aaaa", vec![(0, None)]),
+            ("MIG-cccccccc-3", vec![(1, Some(4))]),
             ("GPU-cccccccc-3", vec![]),
             ("0,1", vec![]),
             ("", vec![]),
             ("GPU-", vec![]),
         ] {
-            assert_eq!(gpus_named(value, &ours), gpus, "{value:?}");
+            assert_eq!(devices_named(value, &ours), gpus, "{value:?}");
         }
     }
 

@@ -153,6 +153,37 @@ pub struct NodeSection {
     /// Several XIDs before a wait all come back with the last code, as NVML documents.
     #[serde(default = "yes")]
     pub last_xid_wins: bool,
+    /// GPUs that are cut into MIG instances; the last entry for a GPU counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mig: Vec<MigCut>,
+}
+
+/// Turns MIG on for some GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigCut {
+    /// Left out: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuSel>,
+    /// Profiles by NVIDIA's names, `1g.10gb`; none at all: MIG is on and nothing is cut.
+    pub cut: Vec<String>,
+}
+
+impl FromStr for MigCut {
+    type Err = String;
+
+    /// `3g.40gb,1g.10gb` for all GPUs, `0=7g.80gb` for one.
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (gpu, cut) = match s.split_once('=') {
+            Some((gpu, cut)) => {
+                let gpu = gpu.parse().map_err(|_| format!("{gpu:?} is no index of a GPU"))?;
+                (Some(GpuSel::One(gpu)), cut)
+            }
+            None => (None, s),
+        };
+        let cut = cut.split(',').map(|p| p.trim().to_owned()).filter(|p| !p.is_empty());
+        Ok(Self { gpu, cut: cut.collect() })
+    }
 }
 
 fn one() -> f64 {
@@ -184,7 +215,19 @@ impl NodeSection {
             pcie_throughput: pcie_throughput(),
             process_scan: process_scan(),
             last_xid_wins: true,
+            mig: Vec::new(),
         }
+    }
+
+    /// How a GPU is cut, if it is.
+    pub fn cut_of(&self, gpu: usize) -> Option<&[String]> {
+        let for_it = |cut: &&MigCut| match &cut.gpu {
+            None => true,
+            Some(GpuSel::One(one)) => *one == gpu,
+            Some(GpuSel::Many(many)) => many.contains(&gpu),
+            Some(GpuSel::Word(_)) => false,
+        };
+        self.mig.iter().rev().find(for_it).map(|cut| cut.cut.as_slice())
     }
 }
 
@@ -417,6 +460,16 @@ impl Scenario {
             return Err("tray must be 0..17".to_owned());
         }
         let shape = crate::hardware::Hardware::of(&scenario.node);
+        for cut in &scenario.node.mig {
+            check_gpus(cut.gpu.as_ref(), shape.gpus.len()).map_err(|e| format!("mig {e}"))?;
+            if matches!(cut.gpu, Some(GpuSel::Word(_))) {
+                return Err("mig is for GPUs by their indices".to_owned());
+            }
+            let Some(gpu) = shape.gpus.first() else {
+                return Err("mig is for GPUs, and the node has none".to_owned());
+            };
+            crate::hardware::mig::check(&cut.cut, gpu.spec)?;
+        }
         check_entries(&scenario.load, &scenario.fault, &shape)?;
         Ok(scenario)
     }
@@ -483,6 +536,10 @@ mod tests {
             ("[[load]]\nshape='const'\nlevel=2.0", "must be 0..1"),
             ("[[load]]\nshape='const'\nlevle=1.0", "unknown field"),
             ("[[fault]]\nkind='nic_down'\nnic=8", "the node has 8"),
+            ("[[node.mig]]\ngpu=8\ncut=['1g.10gb']", "is for GPU 8"),
+            ("[[node.mig]]\ngpu='any'\ncut=['1g.10gb']", "by their indices"),
+            ("[[node.mig]]\ncut=['1g.5gb']", "no profile"),
+            ("[[node.mig]]\ncut=['4g.40gb', '4g.40gb']", "8 compute"),
         ] {
             let error = Scenario::parse(&format!("{head}{tail}")).unwrap_err();
             assert!(error.contains(reason), "{tail}: {error}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tessera_model::{
     AttemptId, Bytes, Epoch, GpuCondition, GpuId, Millis, NodeInventory, Refusal, SessionId,
-    TaskEnd, UnixIdentity,
+    TaskEnd, UnixIdentity, WHOLE_GPU,
 };
 use tessera_proto::jobs::end_to_wire;
 use tessera_proto::nodes::{conditions_to_wire, inventory_to_wire};
@@ -21,6 +21,7 @@ pub fn attempt_of(order: &v1::order::Order) -> &str {
         v1::order::Order::Prepare(order) => &order.attempt,
         v1::order::Order::Commit(order) => &order.attempt,
         v1::order::Order::Stop(order) => &order.attempt,
+        v1::order::Order::Signal(order) => &order.attempt,
         v1::order::Order::Forget(order) => &order.attempt,
         v1::order::Order::Welcome(_) | v1::order::Order::Grant(_) => "",
     }
@@ -38,6 +39,10 @@ pub fn order_from_wire(order: v1::order::Order) -> Result<Order, Refusal> {
             attempt: attempt_from_wire(&order.attempt)?,
             grace: Duration::from_millis(order.grace_ms.min(Millis::DAY.0)),
         },
+        v1::order::Order::Signal(order) => Order::Signal {
+            attempt: attempt_from_wire(&order.attempt)?,
+            signal: signal_from_wire(order.signal)?,
+        },
         v1::order::Order::Forget(order) => {
             Order::Forget { attempt: attempt_from_wire(&order.attempt)? }
         }
@@ -52,6 +57,14 @@ pub fn attempt_from_wire(text: &str) -> Result<AttemptId, Refusal> {
         let shown: String = text.chars().take(40).collect();
         Refusal::invalid("attempt", format!("{shown:?} is no attempt, such as 812.1"), RELEASE)
     })
+}
+
+fn signal_from_wire(signal: i32) -> Result<i32, Refusal> {
+    if !(1..=64).contains(&signal) {
+        let message = format!("{signal} is no signal, 1 to 64");
+        return Err(Refusal::invalid("signal", message, RELEASE));
+    }
+    Ok(signal)
 }
 
 fn port_from_wire(port: u32) -> Result<u16, Refusal> {
@@ -87,6 +100,11 @@ fn prepare_from_wire(wire: v1::Prepare) -> Result<TaskOrder, Refusal> {
         nodes: wire.nodes,
         addresses: wire.addresses,
         gpus_per_node: wire.gpus_per_node,
+        // A scheduler that knows no shares says nothing of them.
+        gpu_milli: if wire.gpu_milli == 0 { WHOLE_GPU } else { wire.gpu_milli },
+        ranks_of: wire.ranks_of,
+        role: wire.role,
+        checkpoint_file: wire.checkpoint_file,
         cpus_per_task: wire.cpus_per_task,
         memory: Bytes(wire.memory_bytes),
         argv: wire.argv,
@@ -148,6 +166,9 @@ pub fn event_to_wire(event: RunnerEvent) -> v1::report::Report {
         RunnerEvent::TaskEnded { attempt, rank, end } => {
             Report::TaskEnded(task_ended(attempt, rank, &end))
         }
+        RunnerEvent::Checkpoint { attempt } => {
+            Report::Checkpoint(v1::CheckpointSeen { attempt: attempt.to_string() })
+        }
         RunnerEvent::Released { attempt, occupied: left } => Report::Released(v1::Released {
             attempt: attempt.to_string(),
             occupied: occupied(&left),
@@ -181,6 +202,9 @@ mod tests {
         let bad = [
             ("attempt", Wire::Stop(v1::Stop { attempt: "../x".into(), grace_ms: 1 })),
             ("attempt", Wire::Forget(v1::Forget::default())),
+            ("attempt", Wire::Signal(v1::SignalTasks { attempt: "5".into(), signal: 10 })),
+            ("signal", Wire::Signal(v1::SignalTasks { attempt: "5.2".into(), signal: 0 })),
+            ("signal", Wire::Signal(v1::SignalTasks { attempt: "5.2".into(), signal: 65 })),
             ("uid", Wire::Prepare(v1::Prepare { uid: Some(1), ..prepare.clone() })),
             ("gpu_uuids", Wire::Prepare(v1::Prepare { gpu_uuids: vec!["a,b".into()], ..prepare })),
             (
@@ -194,6 +218,13 @@ mod tests {
         ];
         for (field, order) in bad {
             assert_eq!(order_from_wire(order).unwrap_err().field, field);
+        }
+        let Order::Prepare(task) = &good else { panic!() };
+        assert_eq!((task.gpu_milli, task.is_spare()), (WHOLE_GPU, false));
+        for signal in [1, 9, 19, 64] {
+            let order = Wire::Signal(v1::SignalTasks { attempt: "5.2".into(), signal });
+            let attempt = AttemptId::parse("5.2").unwrap();
+            assert_eq!(order_from_wire(order), Ok(Order::Signal { attempt, signal }));
         }
         let endless = Wire::Stop(v1::Stop { attempt: "5.2".into(), grace_ms: u64::MAX });
         let Order::Stop { grace, .. } = order_from_wire(endless).unwrap() else { panic!() };

@@ -4,13 +4,14 @@
 //! when, and what happens when a reading hangs, is `sampler`'s work.
 
 pub mod host; // CPUs, memory, load
+pub mod lldp; // which switches the links end at
 pub mod nic; // network devices, from sysfs
 pub mod nvml; // GPUs
 pub mod nvml_raw; // the calls that nvml-wrapper lacks; all unsafe code
 pub mod pci; // which NIC is near which GPU
 pub mod xid; // what an XID means
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -25,6 +26,10 @@ pub struct NodeIdentity {
     pub boot: BootId,
     /// Where other nodes reach this one.
     pub address: String,
+    /// What jobs select by, and where the node stands.
+    pub labels: BTreeMap<String, String>,
+    /// Switches its links end at.
+    pub neighbours: Vec<String>,
 }
 
 /// The kernel's id of this boot.
@@ -52,6 +57,8 @@ pub fn inventory(
         driver_version,
         gpus: gpu_rows(sysfs, gpus, nics),
         nics: nics.to_vec(),
+        labels: identity.labels.clone(),
+        neighbours: identity.neighbours.clone(),
     }
 }
 
@@ -59,13 +66,18 @@ fn gpu_rows(sysfs: &Path, gpus: &[GpuFacts], nics: &[Nic]) -> Vec<Gpu> {
     let mut facts: Vec<&GpuFacts> = gpus.iter().collect();
     facts.sort_by(|a, b| (a.index, &a.id).cmp(&(b.index, &b.id)));
     let groups = nvlink_groups(&facts);
-    let bus_ids: Vec<String> = facts.iter().map(|gpu| gpu.pci_bus_id.clone()).collect();
+    // Instances of one GPU have its NIC; none takes that of another GPU.
+    let mut bus_ids: Vec<String> = facts.iter().map(|gpu| gpu.pci_bus_id.clone()).collect();
+    let mut seen = BTreeSet::new();
+    bus_ids.retain(|id| seen.insert(id.clone()));
     let pairs = pci::pair(sysfs, &bus_ids, nics);
+    let pairs: BTreeMap<&str, _> = bus_ids.iter().map(String::as_str).zip(pairs).collect();
+    let pair = |gpu: &GpuFacts| pairs.get(gpu.pci_bus_id.as_str()).cloned().flatten();
     facts
         .into_iter()
         .zip(groups)
-        .zip(pairs)
-        .map(|((gpu, nvlink_group), pair)| Gpu {
+        .map(|(gpu, nvlink_group)| (gpu, nvlink_group, pair(gpu)))
+        .map(|(gpu, nvlink_group, pair)| Gpu {
             id: gpu.id.clone(),
             index: gpu.index,
             model: gpu.model.clone(),
@@ -78,6 +90,7 @@ fn gpu_rows(sysfs: &Path, gpus: &[GpuFacts], nics: &[Nic]) -> Vec<Gpu> {
             nvlink_domain: gpu.domain.clone(),
             rail: pair.as_ref().map(|pair| pair.rail),
             nic: pair.map(|pair| pair.nic),
+            mig: gpu.mig.clone(),
         })
         .collect()
 }
@@ -142,6 +155,7 @@ mod tests {
             links: links.to_vec(),
             domain: None,
             cpus: Vec::new(),
+            mig: None,
         }
     }
 
@@ -191,8 +205,11 @@ mod tests {
             node: NodeId::parse("n0").unwrap(),
             boot: boot_id().unwrap(),
             address: "10.0.0.1".into(),
+            labels: BTreeMap::from([("zone".into(), "a".into())]),
+            neighbours: vec!["leaf-3".into()],
         };
         let node = inventory(&identity, Path::new("/nonexistent"), None, &[], &[]);
         assert!(node.gpus.is_empty() && node.nics.is_empty() && node.cpus > 0);
+        assert_eq!((node.labels, node.neighbours), (identity.labels, identity.neighbours));
     }
 }

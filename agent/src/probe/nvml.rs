@@ -7,6 +7,7 @@
 //! it takes 20 ms to sample.
 
 mod driver; // the library, opened, and which call a thread is in
+mod mig; // GPUs that are cut
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,9 +17,10 @@ use nvml_wrapper::Device;
 use nvml_wrapper::enum_wrappers::device::{Clock, EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::error::NvmlError;
 use tessera_model::sample::GpuSample;
-use tessera_model::{Bytes, GpuId};
+use tessera_model::{Bytes, GpuId, MigInstance};
 
 pub use driver::{CallWatch, Driver, Open};
+pub use mig::{Cut, cut};
 
 use super::nvml_raw::{self as raw, FieldAsked, GpmPair, ProcessKind, RemoteKind};
 use super::pci;
@@ -67,6 +69,9 @@ pub struct GpuFacts {
     pub domain: Option<String>,
     /// CPUs near it, for machines whose firmware tells sysfs no NUMA node.
     pub cpus: Vec<u32>,
+    /// Of a MIG instance: what it is cut from. Everything else is then its GPU's, but for its own
+    /// UUID and memory.
+    pub mig: Option<MigInstance>,
 }
 
 /// An active NVLink, by what it leads to.
@@ -90,6 +95,11 @@ pub struct Health {
 #[derive(Debug, Clone)]
 pub enum Which {
     Index(u32),
+    /// A MIG instance, by its place on a GPU.
+    Instance {
+        gpu: u32,
+        number: u32,
+    },
     Id(GpuId),
 }
 
@@ -108,6 +118,8 @@ pub struct GpuReader {
     watch: Arc<CallWatch>,
     open: Open,
     device: Device<'static>,
+    /// Of a MIG instance: the GPU it is cut from, which knows where it sits and how it is.
+    parent: Option<Device<'static>>,
     facts: GpuFacts,
     options: ReadOptions,
     /// What this GPU or this library cannot do.
@@ -132,13 +144,31 @@ impl GpuReader {
         let device = watch
             .during("nvmlDeviceGetHandle", || match which {
                 Which::Index(index) => open.nvml.device_by_index(*index),
+                Which::Instance { gpu, number } => {
+                    open.nvml.device_by_index(*gpu)?.mig_device_by_index(*number)
+                }
                 Which::Id(id) => open.nvml.device_by_uuid(id.as_str()),
             })
             .map_err(|error| fault_of(&error).unwrap_or(Fault::Lost))?;
+        let is_instance = match which {
+            Which::Index(_) => false,
+            Which::Instance { .. } => true,
+            Which::Id(id) => id.as_str().starts_with("MIG-"),
+        };
+        let parent = match is_instance {
+            true => {
+                let parent = watch.during("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", || {
+                    device.mig_parent_device()
+                });
+                Some(parent.map_err(|error| fault_of(&error).unwrap_or(Fault::Lost))?)
+            }
+            false => None,
+        };
         let mut reader = Self {
             watch,
             open,
             device,
+            parent,
             facts: GpuFacts {
                 id: GpuId::parse("unknown").map_err(|_| Fault::Lost)?,
                 index: 0,
@@ -148,6 +178,7 @@ impl GpuReader {
                 links: Vec::new(),
                 domain: None,
                 cpus: Vec::new(),
+                mig: None,
             },
             options,
             unsupported: BTreeSet::new(),
@@ -162,7 +193,8 @@ impl GpuReader {
         };
         reader.identify(which)?;
         reader.register_events();
-        if options.gpm {
+        // What the monitor tells of a whole GPU is not its instances'.
+        if options.gpm && reader.parent.is_none() {
             reader.gpm = reader.call("nvmlGpmSampleAlloc", |device| GpmPair::create(device));
         }
         Ok(reader)
@@ -176,8 +208,9 @@ impl GpuReader {
         self.open.generation
     }
 
+    /// Of the device whose events tell of it.
     pub fn key(&self) -> raw::DeviceKey {
-        raw::key(&self.device)
+        raw::key(self.parent.as_ref().unwrap_or(&self.device))
     }
 
     /// What was learnt not to work here, by call or field.
@@ -186,14 +219,14 @@ impl GpuReader {
     }
 
     fn identify(&mut self, which: &Which) -> Result<(), Fault> {
-        let uuid = self.call("nvmlDeviceGetUUID", |d| d.uuid());
+        let uuid = self.call_own("nvmlDeviceGetUUID", |d| d.uuid());
         let id = match (uuid.as_deref().map(GpuId::parse), which) {
             (Some(Ok(id)), _) => id,
             (_, Which::Id(id)) if self.fault.is_none() => id.clone(),
             _ => return Err(self.fault.unwrap_or(Fault::Lost)),
         };
         let index = match which {
-            Which::Index(index) => *index,
+            Which::Index(index) | Which::Instance { gpu: index, .. } => *index,
             Which::Id(_) => self.call("nvmlDeviceGetIndex", |d| d.index()).unwrap_or(0),
         };
         let bus = self.call("nvmlDeviceGetPciInfo_v3", |d| d.pci_info());
@@ -202,11 +235,14 @@ impl GpuReader {
         };
         let model = self.call("nvmlDeviceGetName", |d| d.name()).unwrap_or_default();
         let memory = self
-            .call("nvmlDeviceGetMemoryInfo_v2", |d| d.memory_info())
+            .call_own("nvmlDeviceGetMemoryInfo_v2", |d| d.memory_info())
             .map(|info| info.total)
-            .or_else(|| self.call("nvmlDeviceGetMemoryInfo", raw::memory_total_v1));
-        let links = self.links();
-        let domain = self.domain();
+            .or_else(|| self.call_own("nvmlDeviceGetMemoryInfo", raw::memory_total_v1));
+        let mig = self.instance(&model);
+        // NVLink is the whole GPU's: instances do not reach each other over it.
+        let whole = self.parent.is_none();
+        let links = if whole { self.links() } else { Vec::new() };
+        let domain = if whole { self.domain() } else { None };
         let words = self.options.cpu_words;
         let mask = self.call("nvmlDeviceGetCpuAffinity", |d| d.cpu_affinity(words));
         // A GPU that is lost or waits for a reset is still this GPU; its sizes come later.
@@ -222,6 +258,7 @@ impl GpuReader {
             links,
             domain,
             cpus: mask.map(|words| cpus_in(&words)).unwrap_or_default(),
+            mig,
         };
         Ok(())
     }
@@ -279,6 +316,9 @@ impl GpuReader {
     /// The readings of each beat. Slow ones are repeated from the last slow round.
     pub fn fast(&mut self) -> Result<GpuSample, Fault> {
         self.begin();
+        if self.parent.is_some() {
+            return self.fast_instance();
+        }
         let busy = self.call("nvmlDeviceGetUtilizationRates", |d| d.utilization_rates());
         let memory = self.call("nvmlDeviceGetMemoryInfo_v2", |d| d.memory_info());
         let mut sample = GpuSample {
@@ -343,7 +383,9 @@ impl GpuReader {
                 d.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile)
             });
         }
-        self.ecc = (corrected, uncorrected);
+        if self.parent.is_none() {
+            self.ecc = (corrected, uncorrected);
+        }
         if self.fabric_pending {
             self.facts.domain = self.domain();
         }
@@ -375,7 +417,7 @@ impl GpuReader {
             (ProcessKind::Graphics, "nvmlDeviceGetGraphicsRunningProcesses_v3"),
             (ProcessKind::Mps, "nvmlDeviceGetMPSComputeRunningProcesses_v3"),
         ] {
-            match self.call(name, |device| raw::processes(device, kind)) {
+            match self.call_own(name, |device| raw::processes(device, kind)) {
                 Some(list) => pids.get_or_insert_default().extend(list),
                 None if self.unsupported.contains(name) => {}
                 None => return Err(ProcessError::Failed(name)),
@@ -447,6 +489,21 @@ impl GpuReader {
     /// Makes one call under the watch, unless it is known not to work here or the GPU has just said that
     /// it cannot answer any.
     fn call<T>(
+        &mut self,
+        what: &'static str,
+        run: impl FnOnce(&Device<'static>) -> Result<T, NvmlError>,
+    ) -> Option<T> {
+        if self.fault.is_some() || self.unsupported.contains(what) {
+            return None;
+        }
+        let device = self.parent.as_ref().unwrap_or(&self.device);
+        let answer = self.watch.during(what, || run(device));
+        self.judge(what, answer)
+    }
+
+    /// The same on the device itself, where [`Self::call`] asks the GPU it is cut from. No call is
+    /// made under one name on both.
+    fn call_own<T>(
         &mut self,
         what: &'static str,
         run: impl FnOnce(&Device<'static>) -> Result<T, NvmlError>,

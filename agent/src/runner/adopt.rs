@@ -22,7 +22,8 @@ pub(super) struct LeftBehind {
     pub record: Option<OrderRecord>,
     pub ranks: Range<u32>,
     pub gpus: Vec<GpuId>,
-    /// All task folders are complete, so that shims may have been started; none is before.
+    /// All task folders are complete, so that shims may have been started; none is before. Of a
+    /// spare: it was told to go on holding its GPUs.
     pub started: bool,
     pub tombstone: Option<Tombstone>,
     pub lease_until: Option<BootMillis>,
@@ -30,6 +31,14 @@ pub(super) struct LeftBehind {
 
 pub(super) fn rank_dir(attempt_dir: &Path, rank: u32) -> PathBuf {
     attempt_dir.join(format!("rank-{rank}"))
+}
+
+/// Says that a spare was told to go on holding its GPUs, so that a later agent holds them too.
+const HELD: &str = "held";
+
+/// Durable before it is answered. Blocks.
+pub(super) fn write_held(attempt_dir: &Path) -> io::Result<()> {
+    tessera_shim::dir::write_durably(attempt_dir, HELD, b"")
 }
 
 /// The task folders of an attempt, by rank.
@@ -92,7 +101,8 @@ fn read(attempt: AttemptId, dir: &Path) -> io::Result<Option<LeftBehind>> {
     };
     let complete = !with_spec.is_empty() && with_spec.len() == ranks.len();
     // A folder that somebody damaged must not hide what runs.
-    let started = complete || with_spec.iter().any(|(_, task)| has_begun(task));
+    let held = record.as_ref().is_some_and(|r| r.order.is_spare()) && dir.join(HELD).exists();
+    let started = complete || held || with_spec.iter().any(|(_, task)| has_begun(task));
     if !started {
         remove_unused_cgroups(dir, &with_spec);
     }

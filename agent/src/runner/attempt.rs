@@ -4,21 +4,23 @@
 //! events. Whatever takes long (shims coming up, tasks ending, GPUs going idle, a grace running
 //! out) runs beside this task, which therefore always hears the next order.
 
+mod beside; // its tasks' ends, signals to them, its checkpoints
 mod owed; // decisions that a full disk did not take yet
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use tessera_model::{AttemptId, Epoch};
-use tessera_shim::{ShimChild, TaskDir, TaskExit, TaskLease};
+use tessera_model::{AttemptId, Epoch, WHOLE_GPU};
+use tessera_shim::{TaskDir, TaskExit, TaskLease};
 
-use super::adopt::{LeftBehind, rank_dir};
+use super::adopt::{LeftBehind, rank_dir, write_held};
 use super::book::{Delivered, Phase, RunnerEvent, Status};
+use super::checkpoint::Checkpoints;
 use super::env::Master;
 use super::order::{OrderRecord, TaskOrder};
 use super::{ObeyError, Occupied, Shared, blocking, prepare, release, start, task_end, watch};
@@ -31,6 +33,7 @@ pub(super) enum Command {
     Prepare { epoch: Epoch, order: Box<TaskOrder> },
     Commit { master: Master },
     Stop { grace: Duration },
+    Signal { signal: i32 },
     Forget,
     Lease(LeaseTerm),
 }
@@ -42,6 +45,8 @@ enum Happening {
     Ended {
         rank: u32,
         exit: TaskExit,
+        /// Seen when it had ended, and not said before.
+        checkpoint: bool,
     },
     Idle {
         occupied: Vec<Occupied>,
@@ -66,6 +71,9 @@ struct Attempt {
     /// What its shims were told last.
     lease_until: Option<BootMillis>,
     releasing: bool,
+    /// The file that tells its checkpoints, and who looks at it.
+    checkpoints: Arc<OnceLock<Arc<Checkpoints>>>,
+    checkpoint_watch: Option<AbortHandle>,
     /// When its tasks are killed, if they were told to stop.
     kill_at: Option<Instant>,
     owed: Owed,
@@ -92,6 +100,7 @@ pub(super) fn adopt(shared: &Arc<Shared>, left: LeftBehind) {
         ranks: left.ranks.clone(),
         master_port: record.map_or(0, |r| r.master_port),
         gpus: left.gpus.clone(),
+        gpu_milli: record.map_or(WHOLE_GPU, |r| r.order.gpu_milli),
         stop_on_lapse: record.is_some_and(|r| r.order.stop_on_lapse),
         stopping: left.tombstone.is_some(),
         ..Status::fresh()
@@ -110,11 +119,15 @@ pub(super) fn adopt(shared: &Arc<Shared>, left: LeftBehind) {
     if left.started {
         // Entering the runtime is what lets tasks begin from here.
         let _inside = shared.runtime.enter();
-        for rank in left.ranks {
+        attempt.watch_checkpoints(attempt.record.clone());
+        for rank in left.ranks.clone() {
             attempt.watch(rank, None);
         }
         if let Some(tombstone) = left.tombstone {
             attempt.stop_tasks(Duration::from_millis(tombstone.grace_ms));
+            if left.ranks.is_empty() {
+                attempt.release();
+            }
         }
     }
     shared.runtime.spawn(attempt.run());
@@ -132,6 +145,8 @@ impl Attempt {
             beside: JoinSet::new(),
             lease_until: None,
             releasing: false,
+            checkpoints: Arc::default(),
+            checkpoint_watch: None,
             kill_at: None,
             owed: Owed::nothing(),
         }
@@ -168,6 +183,7 @@ impl Attempt {
             Command::Prepare { epoch, order } => self.prepare(epoch, *order).await,
             Command::Commit { master } => self.commit(master).await,
             Command::Stop { grace } => self.stop(grace).await,
+            Command::Signal { signal } => self.signal(signal),
             Command::Forget => self.forget().await,
             Command::Lease(term) => self.lease(term).await,
         }
@@ -184,7 +200,12 @@ impl Attempt {
                     })
                 });
             }
-            Happening::Ended { rank, exit } => self.ended(rank, &exit),
+            Happening::Ended { rank, exit, checkpoint } => {
+                if checkpoint {
+                    self.shared.book.tell(RunnerEvent::Checkpoint { attempt: self.id });
+                }
+                self.ended(rank, &exit);
+            }
             Happening::Idle { occupied } => {
                 tracing::info!(attempt = %self.id, ?occupied, "released");
                 self.shared.book.release(self.id, occupied);
@@ -212,7 +233,7 @@ impl Attempt {
                 self.refuse("it has ended, or was told to stop");
                 return self.shared.book.tell_end_again(attempt);
             }
-            Phase::Prepared if self.record.as_ref().is_some_and(|r| r.order != order) => {
+            Phase::Prepared if self.record.as_ref().is_some_and(|r| !r.order.is_same(&order)) => {
                 return self.refuse("another order was prepared under the same attempt");
             }
             phase => {
@@ -266,9 +287,13 @@ impl Attempt {
             Phase::Released => return self.shared.book.tell_end_again(self.id),
         }
         let record = self.record.clone().expect("what is prepared has a record");
+        let is_spare = record.order.is_spare();
         if record.order.session != self.shared.session.id() {
             self.refuse("it was prepared for an earlier session of this agent");
             return self.stop(Duration::ZERO).await;
+        }
+        if is_spare {
+            return self.hold().await;
         }
         if record.order.stop_on_lapse {
             match self.wait_for_grant().await {
@@ -282,10 +307,17 @@ impl Attempt {
         self.change(|status| status.phase = Phase::Starting);
         let lease = TaskLease { deadline_boottime_ms: self.lease_until.map(|until| until.0) };
         let started = {
-            let shared = Arc::clone(&self.shared);
+            let (shared, checkpoints) = (Arc::clone(&self.shared), Arc::clone(&self.checkpoints));
             let _permit = self.shared.starts.acquire().await;
-            blocking(move || start::start(&shared, &record, &master, lease)).await
+            blocking(move || {
+                if let Some(watched) = Checkpoints::of(&shared, &record, true) {
+                    checkpoints.get_or_init(|| Arc::new(watched));
+                }
+                start::start(&shared, &record, &master, lease)
+            })
+            .await
         };
+        self.watch_checkpoints(None);
         let mut coming = Vec::new();
         for (rank, dir, started) in started {
             match started {
@@ -295,7 +327,8 @@ impl Attempt {
                 }
                 Err(exit) => {
                     let exit = *exit;
-                    self.beside.spawn(async move { Happening::Ended { rank, exit } });
+                    let ended = Happening::Ended { rank, exit, checkpoint: false };
+                    self.beside.spawn(async move { ended });
                 }
             }
         }
@@ -303,6 +336,18 @@ impl Attempt {
             watch::all_up(coming).await;
             Happening::Up
         });
+    }
+
+    /// A spare starts nothing: it has what it holds, also for a later agent.
+    async fn hold(&mut self) {
+        let (attempt, dir) = (self.id, self.dir.clone());
+        match blocking(move || write_held(&dir)).await {
+            Ok(()) => self.shared.book.change(attempt, |status| {
+                status.phase = Phase::Running;
+                Some(RunnerEvent::Started { attempt })
+            }),
+            Err(error) => self.refuse(&format!("could not write down that it is held: {error}")),
+        }
     }
 
     async fn wait_for_grant(&self) -> Option<LeaseTerm> {
@@ -334,6 +379,9 @@ impl Attempt {
                 self.bury(grace).await;
                 self.change(|status| status.stopping = true);
                 self.stop_tasks(grace);
+                if self.status().ranks.is_empty() {
+                    self.release();
+                }
             }
             Phase::Ending => {}
             Phase::Released => self.shared.book.tell_end_again(self.id),
@@ -410,14 +458,6 @@ impl Attempt {
 
     // ---- what happens
 
-    fn watch(&mut self, rank: u32, child: Option<ShimChild>) {
-        let dir = TaskDir::new(rank_dir(&self.dir, rank));
-        self.beside.spawn(async move {
-            let exit = watch::end_of(&dir, child).await;
-            Happening::Ended { rank, exit }
-        });
-    }
-
     fn ended(&mut self, rank: u32, exit: &TaskExit) {
         let (attempt, end) = (self.id, task_end(exit));
         tracing::info!(%attempt, rank, %end, "task ended");
@@ -433,6 +473,9 @@ impl Attempt {
             return;
         }
         self.change(|status| status.phase = Phase::Ending);
+        if let Some(watch) = self.checkpoint_watch.take() {
+            watch.abort();
+        }
         let (shared, id) = (Arc::clone(&self.shared), self.id);
         let gpus = self.status().gpus;
         self.beside.spawn(async move {

@@ -10,7 +10,7 @@ use std::ops::Range;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use tessera_model::{AttemptId, GpuId, SessionId, TaskEnd};
+use tessera_model::{AttemptId, GpuId, SessionId, TaskEnd, WHOLE_GPU};
 
 use super::Occupied;
 use super::attempt::Command;
@@ -40,6 +40,8 @@ pub struct Status {
     pub ranks: Range<u32>,
     pub master_port: u16,
     pub gpus: Vec<GpuId>,
+    /// Thousandths of each of `gpus`.
+    pub gpu_milli: u32,
     pub stop_on_lapse: bool,
     /// It was told to end.
     pub stopping: bool,
@@ -56,6 +58,7 @@ impl Status {
             ranks: 0..0,
             master_port: 0,
             gpus: Vec::new(),
+            gpu_milli: WHOLE_GPU,
             stop_on_lapse: false,
             stopping: false,
             ended: BTreeMap::new(),
@@ -63,8 +66,9 @@ impl Status {
         }
     }
 
+    /// Never of a spare: it has nothing that could end, and holds its GPUs until it is stopped.
     pub fn all_ended(&self) -> bool {
-        self.ended.len() == self.ranks.len()
+        !self.ranks.is_empty() && self.ended.len() == self.ranks.len()
     }
 
     fn holds(&self, gpu: &GpuId) -> bool {
@@ -75,11 +79,31 @@ impl Status {
 /// What the scheduler has to hear.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunnerEvent {
-    Prepared { attempt: AttemptId, master_port: u16 },
-    Refused { attempt: AttemptId, why: String },
-    Started { attempt: AttemptId },
-    TaskEnded { attempt: AttemptId, rank: u32, end: TaskEnd },
-    Released { attempt: AttemptId, occupied: Vec<Occupied> },
+    Prepared {
+        attempt: AttemptId,
+        master_port: u16,
+    },
+    Refused {
+        attempt: AttemptId,
+        why: String,
+    },
+    Started {
+        attempt: AttemptId,
+    },
+    TaskEnded {
+        attempt: AttemptId,
+        rank: u32,
+        end: TaskEnd,
+    },
+    /// Its work up to now is safe. Lost where there is no connection: said later, it would be
+    /// taken for work that was done since.
+    Checkpoint {
+        attempt: AttemptId,
+    },
+    Released {
+        attempt: AttemptId,
+        occupied: Vec<Occupied>,
+    },
 }
 
 /// All attempts that are not acknowledged; nothing that is merely heard of.
@@ -229,14 +253,25 @@ impl Book {
         inside.tell(RunnerEvent::Released { attempt, occupied });
     }
 
-    /// Takes GPUs for an attempt, all or none.
-    pub fn claim(&self, attempt: AttemptId, gpus: &[GpuId]) -> Result<(), String> {
+    /// Takes GPUs for an attempt, all or none: whole ones that nobody else holds, or shares of
+    /// what others hold shares of, as far as there is enough.
+    pub fn claim(&self, attempt: AttemptId, gpus: &[GpuId], milli: u32) -> Result<(), String> {
         let mut inside = self.inside.lock();
         for gpu in gpus {
-            let holder =
-                inside.attempts.iter().find(|(id, e)| **id != attempt && e.status.holds(gpu));
-            if let Some((holder, _)) = holder {
-                return Err(format!("{gpu} is held by attempt {holder} here"));
+            let mut held = 0;
+            for (holder, entry) in &inside.attempts {
+                if *holder == attempt || !entry.status.holds(gpu) {
+                    continue;
+                }
+                held += entry.status.gpu_milli;
+                if milli == WHOLE_GPU || entry.status.gpu_milli == WHOLE_GPU {
+                    return Err(format!("{gpu} is held by attempt {holder} here"));
+                }
+            }
+            if held + milli > WHOLE_GPU {
+                return Err(format!(
+                    "{held} thousandths of {gpu} are held here, {milli} more are too many"
+                ));
             }
             if let Some(pids) = inside.occupied.get(gpu) {
                 return Err(format!("{gpu} is still used by processes of no job: {pids:?}"));
@@ -246,7 +281,16 @@ impl Book {
         let entry = inside.attempts.get_mut(&attempt);
         let entry = entry.expect("an attempt stays in the book while its task runs");
         entry.status.gpus = gpus.to_vec();
+        entry.status.gpu_milli = milli;
         Ok(())
+    }
+
+    /// Attempts that hold the GPU or a part of it.
+    pub fn holders(&self, gpu: &GpuId, but: Option<AttemptId>) -> Vec<AttemptId> {
+        let inside = self.inside.lock();
+        let holds =
+            inside.attempts.iter().filter(|(id, e)| Some(**id) != but && e.status.holds(gpu));
+        holds.map(|(id, _)| *id).collect()
     }
 
     /// What was found on a GPU that an attempt has just claimed and does not get.
@@ -289,14 +333,20 @@ impl Book {
         }
     }
 
-    /// How many claims there were, and which of these GPUs no attempt holds.
-    pub fn free_of(&self, gpus: Vec<GpuId>) -> (u64, Vec<GpuId>) {
+    /// How many claims there were, and on which of these GPUs strangers are to be looked for: those
+    /// that no attempt holds, and shared ones on which some were found, so that others may have a
+    /// share again once they have gone.
+    pub fn to_look_at(&self, gpus: Vec<GpuId>) -> (u64, Vec<GpuId>) {
         let inside = self.inside.lock();
-        let free = |gpu: &GpuId| !inside.attempts.values().any(|e| e.status.holds(gpu));
-        (inside.claims, gpus.into_iter().filter(free).collect())
+        let wanted = |gpu: &GpuId| {
+            let mut holders = inside.attempts.values().filter(|e| e.status.holds(gpu)).peekable();
+            let shared = inside.occupied.contains_key(gpu);
+            holders.peek().is_none() || (shared && holders.all(|e| e.status.gpu_milli < WHOLE_GPU))
+        };
+        (inside.claims, gpus.into_iter().filter(wanted).collect())
     }
 
-    /// What a look at a free GPU found. Dropped if GPUs were claimed since: the processes may
+    /// What a look at such a GPU found. Dropped if GPUs were claimed since: the processes may
     /// belong to the new attempt.
     pub fn found_on(&self, gpu: &GpuId, pids: Option<Vec<u32>>, claims: u64) {
         let mut inside = self.inside.lock();

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tessera_model::UnixMillis;
+use tessera_model::{UnixMillis, WHOLE_GPU};
 
 use super::account::Account;
 use super::order::TaskOrder;
@@ -40,6 +40,11 @@ pub fn environment(
     set("LOGNAME", account.name.clone());
     set("LANG", "C.UTF-8".to_owned());
     set("TMPDIR", "/tmp".to_owned());
+    if order.is_share() {
+        // Of use under an MPS daemon, harmless without one; a job that knows better says so.
+        let percent = order.gpu_milli.div_ceil(10).max(1);
+        set("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", percent.to_string());
+    }
     for (name, value) in &order.env {
         set(name, value.clone());
     }
@@ -60,10 +65,10 @@ fn own_names(
     let local_rank = rank - order.first_rank;
     let node = order.nodes.get(order.node_rank as usize).cloned().unwrap_or_default();
     let uuids: Vec<&str> = order.gpus.iter().map(|gpu| gpu.as_str()).collect();
-    let (job, nodes) = (order.attempt.job.to_string(), order.nodes.len());
-    // Slurm's short form: alike nodes are written once, `8(x2)`.
-    let tasks_per_node =
-        if nodes > 1 { format!("{}(x{nodes})", order.ranks) } else { order.ranks.to_string() };
+    let job = order.attempt.job.to_string();
+    // A spare runs nothing, so nobody is to wait for it.
+    let (names, ranks): (Vec<&str>, Vec<u32>) = order.working().unzip();
+    let (nodes, node_list) = (names.len(), names.join(","));
     let mut names = vec![
         ("CUDA_VISIBLE_DEVICES", uuids.join(",")),
         ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
@@ -77,11 +82,12 @@ fn own_names(
         ("MASTER_PORT", master.port.to_string()),
         ("TESSERA_JOB_ID", job.clone()),
         ("TESSERA_ATTEMPT", order.attempt.to_string()),
+        ("TESSERA_ROLE", order.role.clone()),
         ("SLURM_JOB_ID", job.clone()),
         ("SLURM_JOBID", job),
         ("SLURM_JOB_NAME", order.job_name.clone()),
-        ("SLURM_JOB_NODELIST", order.nodes.join(",")),
-        ("SLURM_NODELIST", order.nodes.join(",")),
+        ("SLURM_JOB_NODELIST", node_list.clone()),
+        ("SLURM_NODELIST", node_list),
         ("SLURM_JOB_NUM_NODES", nodes.to_string()),
         ("SLURM_NNODES", nodes.to_string()),
         ("SLURM_NODEID", order.node_rank.to_string()),
@@ -90,7 +96,7 @@ fn own_names(
         ("SLURM_NTASKS", order.world_size.to_string()),
         ("SLURM_NPROCS", order.world_size.to_string()),
         ("SLURM_NTASKS_PER_NODE", order.ranks.to_string()),
-        ("SLURM_TASKS_PER_NODE", tasks_per_node),
+        ("SLURM_TASKS_PER_NODE", short_form(&ranks)),
         ("SLURM_CPUS_PER_TASK", order.cpus_per_task.to_string()),
         ("SLURM_GPUS_ON_NODE", order.gpus.len().to_string()),
         ("SLURM_GPUS_PER_NODE", order.gpus_per_node.to_string()),
@@ -106,7 +112,35 @@ fn own_names(
     if let Some(limit) = order.time_limit {
         names.push(("SLURM_JOB_END_TIME", (started.plus(limit).0 / 1000).to_string()));
     }
+    if let Some(file) = &order.checkpoint_file {
+        names.push(("TESSERA_CHECKPOINT_FILE", working_dir.join(file).display().to_string()));
+    }
+    if order.is_share() {
+        names.push(("TESSERA_GPU_SHARE", share(order.gpu_milli)));
+        names.push(("TESSERA_GPU_SHARE_MODE", "cooperative".to_owned()));
+    }
     names
+}
+
+/// Thousandths as a fraction: `0.25`.
+fn share(milli: u32) -> String {
+    let text = format!("{}.{:03}", milli / WHOLE_GPU, milli % WHOLE_GPU);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Slurm's short form: alike neighbours are written once, `8(x2),1`.
+fn short_form(ranks: &[u32]) -> String {
+    let mut text = String::new();
+    for alike in ranks.chunk_by(|a, b| a == b) {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(&alike[0].to_string());
+        if alike.len() > 1 {
+            text.push_str(&format!("(x{})", alike.len()));
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -133,7 +167,7 @@ mod tests {
         };
         let want = "CUDA_VISIBLE_DEVICES=GPU-1,GPU-2 CUDA_DEVICE_ORDER=PCI_BUS_ID RANK=3 WORLD_SIZE=4 \
             LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 NODE_RANK=1 GROUP_RANK=1 MASTER_ADDR=10.0.0.1 \
-            MASTER_PORT=29500 TESSERA_JOB_ID=812 TESSERA_ATTEMPT=812.1 SLURM_JOB_ID=812 \
+            MASTER_PORT=29500 TESSERA_JOB_ID=812 TESSERA_ATTEMPT=812.1 TESSERA_ROLE= SLURM_JOB_ID=812 \
             SLURM_JOBID=812 SLURM_JOB_NAME=train SLURM_JOB_NODELIST=a,b SLURM_NODELIST=a,b \
             SLURM_JOB_NUM_NODES=2 SLURM_NNODES=2 SLURM_NODEID=1 SLURM_PROCID=3 SLURM_LOCALID=1 \
             SLURM_NTASKS=4 SLURM_NPROCS=4 SLURM_NTASKS_PER_NODE=2 SLURM_TASKS_PER_NODE=2(x2) \
@@ -152,5 +186,40 @@ mod tests {
         order.gpus.clear();
         let env = environment(&order, 2, &master, &account, Path::new("/"), at);
         assert!(env.contains(&("CUDA_VISIBLE_DEVICES".into(), String::new())), "none means none");
+    }
+
+    #[test]
+    fn roles_spares_shares_and_checkpoints_are_told() {
+        let mut order = crate::runner::order::tests::sample();
+        let master = Master { address: "10.0.0.1".into(), port: 29_500 };
+        let account = Account { name: "ada".into(), home: "/home/ada".into(), groups: vec![] };
+        // Two workers, a leader, a spare; this is the leader's node.
+        order.nodes = ["a", "b", "c", "d"].map(String::from).to_vec();
+        order.addresses = order.nodes.clone();
+        order.ranks_of = vec![2, 2, 1, 0];
+        (order.node_rank, order.first_rank, order.ranks, order.world_size) = (2, 4, 1, 5);
+        order.role = "leader".into();
+        order.gpus.truncate(1);
+        (order.gpus_per_node, order.gpu_milli) = (1, 250);
+        order.checkpoint_file = Some("ckpt/latest".into());
+        assert_eq!(order.problem(), None);
+        let told = |order: &TaskOrder| {
+            environment(order, 4, &master, &account, Path::new("/data"), UnixMillis(0))
+        };
+        let env = told(&order);
+        let want = "RANK=4 WORLD_SIZE=5 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 NODE_RANK=2 \
+            TESSERA_ROLE=leader TESSERA_GPU_SHARE=0.25 TESSERA_GPU_SHARE_MODE=cooperative \
+            CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25 CUDA_VISIBLE_DEVICES=GPU-1 \
+            TESSERA_CHECKPOINT_FILE=/data/ckpt/latest SLURM_JOB_NODELIST=a,b,c SLURM_NNODES=3 \
+            SLURM_TASKS_PER_NODE=2(x2),1 SLURM_NTASKS=5 SLURMD_NODENAME=c";
+        for pair in want.split_whitespace() {
+            let (name, value) = pair.split_once('=').unwrap();
+            assert!(env.contains(&(name.into(), value.into())), "{pair} is not in {env:?}");
+        }
+        order.env.insert("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE".into(), "60".into());
+        assert!(told(&order).contains(&("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE".into(), "60".into())));
+        for (milli, want) in [(1, "0.001"), (500, "0.5"), (333, "0.333"), (1000, "1")] {
+            assert_eq!(share(milli), want);
+        }
     }
 }

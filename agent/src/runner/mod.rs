@@ -9,7 +9,9 @@
 //! <state>/fence, fence.spare        highest epoch obeyed
 //! <state>/jobs/<attempt>/order      what was ordered            tombstone: it ends, for good
 //! <state>/jobs/<attempt>/script     cgroup: of all ranks, where there are several
-//! <state>/jobs/<attempt>/rank-<r>/  a shim's task folder
+//! <state>/jobs/<attempt>/held        a spare was told to go on holding its GPUs
+//! <state>/jobs/<attempt>/checkpoint  the last one seen
+//! <state>/jobs/<attempt>/rank-<r>/   a shim's task folder
 //! <state>/done/<attempt>/           acknowledged; kept a while for its logs
 //! ```
 //! Talking to the scheduler is `control`'s work, owning the processes the shim's.
@@ -18,6 +20,7 @@ mod account; // whom a task runs as
 mod adopt; // what an earlier agent left
 mod attempt; // one attempt: its orders and what happens to it
 mod book; // who holds what, and what was reported
+mod checkpoint; // the file by which a job says that its work is safe
 mod done; // acknowledged attempts, for a while
 mod env; // the environment of a task
 mod fence; // the highest epoch
@@ -28,6 +31,7 @@ mod patience; // questions that may hang
 mod prepare; // may it run here?
 mod release; // are its GPUs really free?
 mod start; // shims
+mod tenants; // who else may be on a GPU
 mod watch; // the end of a task
 
 use std::io;
@@ -56,9 +60,22 @@ pub use order::TaskOrder;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
     Prepare(Box<TaskOrder>),
-    Commit { attempt: AttemptId, master: Master },
-    Stop { attempt: AttemptId, grace: Duration },
-    Forget { attempt: AttemptId },
+    Commit {
+        attempt: AttemptId,
+        master: Master,
+    },
+    Stop {
+        attempt: AttemptId,
+        grace: Duration,
+    },
+    /// To every process of its tasks, once; what does not run here is left out.
+    Signal {
+        attempt: AttemptId,
+        signal: i32,
+    },
+    Forget {
+        attempt: AttemptId,
+    },
 }
 
 impl Order {
@@ -67,6 +84,7 @@ impl Order {
             Self::Prepare(order) => order.attempt,
             Self::Commit { attempt, .. }
             | Self::Stop { attempt, .. }
+            | Self::Signal { attempt, .. }
             | Self::Forget { attempt } => *attempt,
         }
     }
@@ -169,6 +187,14 @@ impl Runner {
             Order::Prepare(order) => Command::Prepare { epoch, order },
             Order::Commit { master, .. } => Command::Commit { master },
             Order::Stop { grace, .. } => Command::Stop { grace },
+            Order::Signal { signal, .. } => {
+                if let Err(error) = attempt::send(&self.shared, attempt, Command::Signal { signal })
+                {
+                    // Nobody makes it again, so there is no use in a new connection for it.
+                    tracing::warn!(%attempt, signal, %error, "a signal is lost");
+                }
+                return Ok(());
+            }
             Order::Forget { .. } => Command::Forget,
         };
         attempt::send(&self.shared, attempt, command)

@@ -19,6 +19,7 @@ use super::account::{Account, run_as};
 use super::gpus::Processes;
 use super::order::{OrderRecord, TaskOrder, Tombstone};
 use super::start::each;
+use super::tenants;
 
 pub(super) const SCRIPT: &str = "script";
 
@@ -108,9 +109,11 @@ fn check_gpus(shared: &Shared, order: &TaskOrder) -> Result<(), String> {
             None => return Err(format!("this node has no {gpu}")),
         }
     }
-    shared.book.claim(order.attempt, &order.gpus)?;
-    // Asked now, and after the claim: what is on them belongs to nobody.
-    for (gpu, found) in order.gpus.iter().zip(each(&order.gpus, |gpu| shared.gpus.processes(gpu))) {
+    shared.book.claim(order.attempt, &order.gpus, order.gpu_milli)?;
+    // Asked now, and after the claim: what is on them belongs to those that share them, or to
+    // nobody.
+    let found = each(&order.gpus, |gpu| tenants::strangers(shared, gpu, Some(order.attempt)));
+    for (gpu, found) in order.gpus.iter().zip(found) {
         match found {
             Processes::Pids(pids) if pids.is_empty() => {}
             Processes::Pids(pids) => {

@@ -2,7 +2,8 @@
 //!
 //! In: GPUs whose tasks have all ended. Out: what is still on them when they are given back. A GPU
 //! that holds strangers, or that cannot be asked, is given back as occupied and stays so until
-//! NVML lists nothing on it; it is never taken for free.
+//! NVML lists nothing on it; it is never taken for free. On a shared GPU the processes of the
+//! others that hold a share of it are no strangers.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tessera_shim::TaskDir;
 use tessera_shim::cgroup::Cgroup;
 
 use super::gpus::Processes;
-use super::{Occupied, Shared, blocking, start};
+use super::{Occupied, Shared, blocking, start, tenants};
 
 /// How long processes may take to vanish from NVML's lists after their end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -43,7 +44,7 @@ pub(super) async fn until_idle(
     let mut open = gpus;
     let mut pause = FIRST_PAUSE;
     loop {
-        let looks = look_at(shared, open).await;
+        let looks = look_at(shared, open, Some(attempt)).await;
         let waited = begun.elapsed();
         let still_waits = looks.iter().any(|(_, look)| match look {
             Look::Idle | Look::Gone => false,
@@ -67,11 +68,16 @@ fn left_on((gpu, look): (GpuId, Look)) -> Option<Occupied> {
     }
 }
 
-async fn look_at(shared: &Arc<Shared>, gpus: Vec<GpuId>) -> Vec<(GpuId, Look)> {
+/// What is on the GPUs that is not of their holders; `but` counts for none of them.
+async fn look_at(
+    shared: &Arc<Shared>,
+    gpus: Vec<GpuId>,
+    but: Option<AttemptId>,
+) -> Vec<(GpuId, Look)> {
     let asked = gpus.into_iter().map(|gpu| {
         let shared = Arc::clone(shared);
         tokio::spawn(blocking(move || {
-            let look = match shared.gpus.processes(&gpu) {
+            let look = match tenants::strangers(&shared, &gpu, but) {
                 Processes::Pids(pids) if pids.is_empty() => Look::Idle,
                 Processes::Pids(pids) => Look::Busy(pids),
                 Processes::Silent => match shared.gpus.condition(&gpu) {
@@ -128,7 +134,7 @@ async fn until_cgroups_empty(shared: &Arc<Shared>, attempt: AttemptId) {
     }
 }
 
-/// Looks again and again at GPUs that no attempt holds, for as long as the runner is there.
+/// Looks again and again for strangers, for as long as the runner is there.
 pub(super) async fn look_for_strangers(shared: Weak<Shared>) {
     loop {
         sleep(ROUNDS).await;
@@ -137,10 +143,10 @@ pub(super) async fn look_for_strangers(shared: Weak<Shared>) {
     }
 }
 
-/// One round over the GPUs that no attempt holds.
+/// One round over the GPUs that no attempt holds, and shared ones that strangers were on.
 pub(super) async fn look_at_free(shared: &Arc<Shared>) {
-    let (claims, free) = shared.book.free_of(shared.gpus.all());
-    for (gpu, look) in look_at(shared, free).await {
+    let (claims, gpus) = shared.book.to_look_at(shared.gpus.all());
+    for (gpu, look) in look_at(shared, gpus, None).await {
         match look {
             Look::Idle => shared.book.found_on(&gpu, None, claims),
             Look::Busy(pids) => shared.book.found_on(&gpu, Some(pids), claims),

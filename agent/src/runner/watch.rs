@@ -147,6 +147,26 @@ pub(super) async fn all_up(dirs: Vec<TaskDir>) {
     }
 }
 
+/// How long a task that is just being started may take until it can be sent a signal.
+const SIGNAL_WAIT: Duration = Duration::from_secs(5);
+
+/// Sends a signal to every process of the task, once. Nothing where it has ended.
+pub(super) async fn signal(dir: TaskDir, signal: i32) {
+    let deadline = Instant::now() + SIGNAL_WAIT;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        if ask(&dir, Op::Signal { signal }).await || !alive(&dir).await {
+            return;
+        }
+        // Its control socket is not there yet.
+        if Instant::now() >= deadline {
+            return tracing::warn!(dir = %dir.path().display(), signal, "a signal is lost: the shim does not take it");
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
 /// SIGTERM, the grace, SIGKILL. The shim does it by its own clock, also if this agent dies; we
 /// shorten it to the order's grace, and go past a shim that does not do its work.
 pub(super) async fn stop(dir: TaskDir, grace: Duration) {

@@ -31,6 +31,8 @@ pub struct Beat {
     driver_version: Option<String>,
     /// GPU threads; `None` until it is known whether there is a driver.
     expected: Option<usize>,
+    /// Threads of MIG instances, beside those.
+    more: usize,
     /// GPU threads that have said anything.
     spoke: BTreeSet<u32>,
     node: Option<Sender<Command>>,
@@ -81,6 +83,8 @@ impl Beat {
             driver_version: None,
             gpus: Vec::new(),
             nics: Vec::new(),
+            labels: config.identity.labels.clone(),
+            neighbours: config.identity.neighbours.clone(),
         };
         Self {
             heard,
@@ -91,6 +95,7 @@ impl Beat {
             nics: Vec::new(),
             driver_version: None,
             expected: None,
+            more: 0,
             spoke: BTreeSet::new(),
             node_spoke: node.is_none(),
             node,
@@ -117,7 +122,9 @@ impl Beat {
     /// Waits until each thread has said who it is, twice a call's deadline at most.
     pub fn first(&mut self) {
         let until = Instant::now() + self.shared.config.call_deadline * 2;
-        while !(self.expected.is_some_and(|gpus| self.spoke.len() >= gpus) && self.node_spoke) {
+        while !(self.expected.is_some_and(|gpus| self.spoke.len() >= gpus + self.more)
+            && self.node_spoke)
+        {
             match self.heard.recv_deadline(until) {
                 Ok(news) => self.hear(news),
                 Err(_) => break,
@@ -258,6 +265,14 @@ impl Beat {
                 self.expected = Some(gpus);
                 self.inventory_changed = true;
             }
+            News::Cut { index, cut } => {
+                let instances: Vec<GpuId> = cut.instances.into_iter().map(|(_, id)| id).collect();
+                self.more += instances.len();
+                self.back(index);
+                self.pending.remove(&index);
+                self.rows.cut(&cut.gpu, true, &instances);
+                (self.changed, self.inventory_changed) = (true, true);
+            }
             News::NoDriver => self.expected = self.expected.or(Some(0)),
             News::Facts { index, facts, reopened, health } => {
                 self.back(index);
@@ -277,10 +292,15 @@ impl Beat {
             }
             News::Health { index, health } => self.changed |= self.rows.health(index, health),
             News::Xid { gpu, code } => self.xid(&gpu, code),
-            News::KernelXid { slot, code } => match self.rows.in_slot(&slot) {
-                Some(gpu) => self.xid(&gpu, code),
-                None => tracing::warn!(slot, code, "XID of an unknown GPU"),
-            },
+            News::KernelXid { slot, code } => {
+                let gpus = self.rows.in_slot(&slot);
+                if gpus.is_empty() {
+                    tracing::warn!(slot, code, "XID of an unknown GPU");
+                }
+                for gpu in gpus {
+                    self.xid(&gpu, code);
+                }
+            }
             News::Look { gpu } => self.look.extend(self.rows.owner(&gpu)),
             News::Nics(nics) => {
                 self.node_spoke = true;

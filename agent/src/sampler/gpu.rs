@@ -16,8 +16,12 @@ use tessera_model::sample::GpuSample;
 
 use super::{Command, GpmUse, News, Reply, Shared, Slot, beats, problem, spawn};
 use crate::probe::host;
-use crate::probe::nvml::{CallWatch, Fault, GpuReader, Open, ProcessError, ReadOptions, Which};
+use crate::probe::nvml::{
+    self, CallWatch, Fault, GpuReader, Open, ProcessError, ReadOptions, Which,
+};
 
+/// Indices of threads from here on are MIG instances'.
+const INSTANCES_FROM: u32 = 1_000;
 /// Between two looks for a driver on a node that has none yet.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
@@ -73,35 +77,50 @@ fn find(shared: &Arc<Shared>) -> std::io::Result<bool> {
         cpu_words: host::cpu_words(&shared.config.sysfs),
     };
     for index in 0..count {
-        let (commands, inbox) = beats();
-        let slot = Arc::new(Slot {
-            index,
-            watch: Arc::new(CallWatch::default()),
-            id: Mutex::new(None),
-            commands,
-        });
-        let worker = Worker {
-            shared: shared.clone(),
-            watch: slot.watch.clone(),
-            slot: Arc::downgrade(&slot),
-            index,
-            options,
-            state: State::Unknown,
-            tried: None,
-            gone: 0,
-        };
         if shared.stopped() {
             return Ok(true);
         }
-        shared.slots.lock().push(slot);
-        spawn(&format!("gpu-{index}"), {
-            let open = open.clone();
-            move || worker.run(&open, &inbox)
-        })?;
+        employ(shared, &open, index, Which::Index(index), options)?;
     }
     let version = open.driver_version.clone();
     shared.tell(News::Driver { version, gpus: usize::try_from(count).unwrap_or(0) });
     Ok(true)
+}
+
+/// Starts a thread for a GPU or an instance of one.
+fn employ(
+    shared: &Arc<Shared>,
+    open: &Open,
+    index: u32,
+    which: Which,
+    options: ReadOptions,
+) -> std::io::Result<()> {
+    let (commands, inbox) = beats();
+    let slot = Arc::new(Slot {
+        index,
+        watch: Arc::new(CallWatch::default()),
+        id: Mutex::new(None),
+        commands,
+    });
+    let worker = Worker {
+        shared: shared.clone(),
+        watch: slot.watch.clone(),
+        slot: Arc::downgrade(&slot),
+        index,
+        which,
+        options,
+        state: State::Unknown,
+        tried: None,
+        gone: 0,
+    };
+    shared.slots.lock().push(slot);
+    let open = open.clone();
+    spawn(&format!("gpu-{index}"), move || worker.run(&open, &inbox))
+}
+
+/// Number of the thread of an instance: different from that of any GPU.
+fn instance_index(gpu: u32, number: u32) -> u32 {
+    (number + 1).saturating_mul(INSTANCES_FROM).saturating_add(gpu)
 }
 
 fn slow_round(shared: &Shared, index: u32, reader: &mut GpuReader) -> Result<(), Fault> {
@@ -122,6 +141,7 @@ struct Worker {
     /// Weak: the channel of commands ends when the sampler lets go of its slots.
     slot: std::sync::Weak<Slot>,
     index: u32,
+    which: Which,
     options: ReadOptions,
     state: State,
     /// When the GPU was last tried in vain.
@@ -143,7 +163,10 @@ enum State {
 
 impl Worker {
     fn run(mut self, open: &Open, inbox: &Receiver<Command>) {
-        if let Err(fault) = self.open(open, &Which::Index(self.index), false) {
+        if self.is_cut(open) {
+            return;
+        }
+        if let Err(fault) = self.open(open, &self.which.clone(), false) {
             tracing::warn!(index = self.index, ?fault, "GPU cannot be used");
             self.tried = Some(Instant::now());
             if fault == Fault::DriverGone {
@@ -158,6 +181,26 @@ impl Worker {
                 Command::Processes(reply) => self.processes(reply),
             }
         }
+    }
+
+    /// True when the GPU is cut: its instances have threads of their own then, and it has none.
+    fn is_cut(&self, open: &Open) -> bool {
+        let Which::Index(gpu) = self.which else { return false };
+        let Some(cut) = nvml::cut(&self.watch, open, gpu) else { return false };
+        if cut.instances.is_empty() {
+            tracing::warn!(gpu = %cut.gpu, "MIG is on and the GPU is not cut: nothing can run there");
+        }
+        let numbers: Vec<u32> = cut.instances.iter().map(|(number, _)| *number).collect();
+        self.shared.slots.lock().retain(|slot| slot.index != self.index);
+        self.shared.tell(News::Cut { index: self.index, cut });
+        for number in numbers {
+            let which = Which::Instance { gpu, number };
+            let index = instance_index(gpu, number);
+            if let Err(error) = employ(&self.shared, open, index, which, self.options) {
+                tracing::error!(gpu, number, %error, "no thread could be started for an instance");
+            }
+        }
+        true
     }
 
     fn beat(&mut self, number: u64, slow: bool) {
@@ -230,12 +273,17 @@ impl Worker {
         self.tried = Some(Instant::now());
         let (which, seen) = match &self.state {
             State::Broken { id, generation, .. } => (Which::Id(id.clone()), *generation),
-            State::Unknown | State::Read(_) => (Which::Index(self.index), 0),
+            State::Unknown | State::Read(_) => (self.which.clone(), 0),
         };
         let Ok(open) = self.watch.during("nvmlInit_v2", || self.shared.driver.open(self.gone))
         else {
             return;
         };
+        // One that could not be asked at the start may be cut; its thread ends with this then, since
+        // nobody sends it anything any more.
+        if matches!(self.state, State::Unknown) && self.is_cut(&open) {
+            return;
+        }
         let reopened = seen != 0 && open.generation > seen;
         if let Err(fault) = self.open(&open, &which, reopened) {
             if let State::Broken { fault: known, .. } = &mut self.state {
@@ -253,7 +301,12 @@ impl Worker {
         let health = reader.slow();
         let facts = reader.facts().clone();
         tracing::info!(gpu = %facts.id, index = facts.index, model = facts.model, "GPU found");
-        self.shared.names.lock().insert((open.generation, reader.key()), facts.id.clone());
+        let mut names = self.shared.names.lock();
+        let named = names.entry((open.generation, reader.key())).or_default();
+        if !named.contains(&facts.id) {
+            named.push(facts.id.clone());
+        }
+        drop(names);
         if let Some(slot) = self.slot.upgrade() {
             *slot.id.lock() = Some(facts.id.clone());
         }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use tessera_model::sample::GpuSample;
-use tessera_model::{Gpu, GpuCondition, GpuId};
+use tessera_model::{Gpu, GpuCondition, GpuId, MigInstance};
 
 use super::known::KnownGpu;
 use crate::probe::nvml::{Fault, GpuFacts, Health};
@@ -62,6 +62,9 @@ impl Rows {
         health: Result<Health, Fault>,
     ) {
         self.owners.insert(index, facts.id.clone());
+        if facts.mig.is_none() {
+            self.cut(&facts.id, false, &[]);
+        }
         let row = self.rows.entry(facts.id.clone()).or_default();
         // What a broken GPU says of itself is not better than what it said before.
         if health.is_ok() || row.facts.is_none() {
@@ -129,13 +132,21 @@ impl Rows {
         }
     }
 
-    /// The GPU in a PCI slot, `0000:1a:00`.
-    pub fn in_slot(&self, slot: &str) -> Option<GpuId> {
+    /// What is in a PCI slot, `0000:1a:00`: a GPU, or all instances of one.
+    pub fn in_slot(&self, slot: &str) -> Vec<GpuId> {
         let in_slot = |gpu: &Gpu| gpu.pci_bus_id.rsplit_once('.').is_some_and(|(s, _)| s == slot);
-        self.rows
-            .iter()
-            .find(|(_, row)| row.gpu.as_ref().is_some_and(in_slot))
-            .map(|(id, _)| id.clone())
+        let found = self.rows.iter().filter(|(_, row)| row.gpu.as_ref().is_some_and(in_slot));
+        found.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// How a GPU is cut now; `instances` is empty where it is not. What was known of it when it was
+    /// cut in another way is no longer there, and not lost either.
+    pub fn cut(&mut self, gpu: &GpuId, is_cut: bool, instances: &[GpuId]) {
+        self.rows.retain(|id, row| {
+            let of_it = |mig: &MigInstance| mig.parent == *gpu;
+            let was_instance = row.gpu.as_ref().and_then(|g| g.mig.as_ref()).is_some_and(of_it);
+            (!was_instance || instances.contains(id)) && !(is_cut && id == gpu)
+        });
     }
 
     pub fn owner(&self, gpu: &GpuId) -> Option<u32> {
@@ -238,6 +249,7 @@ mod tests {
             links: Vec::new(),
             domain: None,
             cpus: Vec::new(),
+            mig: None,
         }
     }
 

@@ -53,18 +53,17 @@ fn wait_for_events(shared: &Shared) {
         MutexGuard::unlock_fair(set);
         match event {
             Ok(event) => {
-                let gpu = shared.names.lock().get(&(generation, event.device)).cloned();
-                match gpu {
-                    Some(gpu) if event.kind & EVENT_XID != 0 => {
-                        let code = u32::try_from(event.data).unwrap_or(u32::MAX);
-                        shared.tell(News::Xid { gpu, code });
+                let gpus = shared.names.lock().get(&(generation, event.device)).cloned();
+                if gpus.is_none() {
+                    tracing::warn!(kind = event.kind, data = event.data, "event of an unknown GPU");
+                }
+                for gpu in gpus.into_iter().flatten() {
+                    if event.kind & EVENT_XID == 0 {
+                        shared.tell(News::Look { gpu });
+                        continue;
                     }
-                    Some(gpu) => shared.tell(News::Look { gpu }),
-                    None => tracing::warn!(
-                        kind = event.kind,
-                        data = event.data,
-                        "event of an unknown GPU"
-                    ),
+                    let code = u32::try_from(event.data).unwrap_or(u32::MAX);
+                    shared.tell(News::Xid { gpu, code });
                 }
             }
             Err(NvmlError::Timeout) => {}

@@ -14,7 +14,7 @@ use tessera_agent::runner::{
     RunnerSettings, Snapshot, TaskOrder,
 };
 use tessera_agent::session::Session;
-use tessera_model::{AttemptId, Bytes, Epoch, GpuCondition, GpuId, NodeId, TaskEnd};
+use tessera_model::{AttemptId, Bytes, Epoch, GpuCondition, GpuId, NodeId, TaskEnd, WHOLE_GPU};
 use tessera_shim::TaskDir;
 
 /// A hang is a failure; no test measures time.
@@ -131,7 +131,13 @@ impl World {
 
     /// The agent dies and another one starts on the same folder; what it knows is returned.
     pub fn restart(&mut self) -> Snapshot {
+        self.restart_after(|| {})
+    }
+
+    /// The same, with something done while there is no agent.
+    pub fn restart_after(&mut self, meanwhile: impl FnOnce()) -> Snapshot {
         self.runtime.take().unwrap().shutdown_background();
+        meanwhile();
         let (runtime, runner, session) = start(self.dir.path(), &self.gpus, self.identity);
         let (snapshot, events) = runner.connect();
         self.runtime = Some(runtime);
@@ -167,8 +173,11 @@ impl World {
             node_rank: 0,
             nodes: vec!["n1".into()],
             addresses: vec!["127.0.0.1".into()],
+            ranks_of: vec![ranks],
+            role: String::new(),
             gpus: vec![],
             gpus_per_node: 0,
+            gpu_milli: WHOLE_GPU,
             cpus_per_task: 1,
             memory: Bytes(0),
             argv: vec!["/bin/sh".into(), "-c".into(), script.into()],
@@ -183,6 +192,7 @@ impl World {
             stop_on_lapse: false,
             lapse_grace: tessera_model::Millis(1_000),
             time_limit: None,
+            checkpoint_file: None,
         }
     }
 
@@ -202,6 +212,10 @@ impl World {
 
     pub fn stop(&self, id: &str, grace: Duration) {
         self.obey(1, Order::Stop { attempt: attempt(id), grace }).unwrap();
+    }
+
+    pub fn signal(&self, id: &str, signal: i32) {
+        self.obey(1, Order::Signal { attempt: attempt(id), signal }).unwrap();
     }
 
     pub fn forget(&self, id: &str) {
@@ -279,6 +293,20 @@ impl World {
             }
             _ => None,
         })
+    }
+
+    /// How many events fit of those that came so far and were not asked for.
+    pub fn earlier_events(&mut self, fits: impl Fn(&RunnerEvent) -> bool) -> usize {
+        while let Ok(event) = self.events.try_recv() {
+            self.earlier.push_back(event);
+        }
+        self.earlier.iter().filter(|event| fits(event)).count()
+    }
+
+    /// Waits until a checkpoint of it is reported.
+    pub fn checkpoint(&mut self, id: &str) {
+        let wanted = RunnerEvent::Checkpoint { attempt: attempt(id) };
+        self.until(|event| (*event == wanted).then_some(()));
     }
 
     /// UUIDs and pids of what was left on its GPUs.

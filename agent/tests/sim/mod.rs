@@ -1,6 +1,7 @@
 //! A simulated node for a test: a directory, its library, and ways to break both.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -101,6 +102,8 @@ impl SimNode {
             node: NodeId::parse("n0").unwrap(),
             boot: BootId::parse("boot-1").unwrap(),
             address: "127.0.0.1".into(),
+            labels: BTreeMap::new(),
+            neighbours: Vec::new(),
         };
         SamplerConfig {
             sysfs: self.sysfs(),

@@ -38,13 +38,18 @@ pub async fn run(api: &Api, args: &ExplainArgs, screen: &Screen) -> Outcome<u8> 
                 (true, true) => None,
                 (true, false) => Some(Work::Command(vec!["true".to_owned()])),
             };
-            let (spec, note) = submit::build(api, &args.request, work).await?;
-            if let Some(note) = note.filter(|_| !screen.json) {
+            let built = submit::build(api, &args.request, work).await?;
+            if let Some(note) = built.note.filter(|_| !screen.json) {
                 screen.note(&note);
             }
-            Subject::Spec(spec)
+            Subject::Spec(built.spec)
         }
     };
+    tell(api, subject, screen).await
+}
+
+/// Asks and prints. Exit code 1: it can never start.
+pub async fn tell(api: &Api, subject: Subject, screen: &Screen) -> Outcome<u8> {
     let explanation = api.explain(subject).await?;
     if screen.json {
         screen.json(&ExplainView::of(&explanation))?;
@@ -57,20 +62,29 @@ pub async fn run(api: &Api, args: &ExplainArgs, screen: &Screen) -> Outcome<u8> 
     Ok(u8::from(explanation.verdict == Verdict::Infeasible))
 }
 
-/// The answer for people: the summary, the ladder, the expected start.
+/// The answer for people: the one reason, when it starts, the ladder behind it, and what would help.
 pub fn text(e: &Explanation, now: UnixMillis, screen: &Screen) -> String {
     let mut out = String::new();
+    let mut say = |text: &str| {
+        for line in wrap(text, screen.width) {
+            out.push_str(&line);
+            out.push('\n');
+        }
+    };
     let named = e.job.map(|j| format!("job {j}"));
-    let head = match &named {
+    match &named {
         // The scheduler's sentence may name the job itself.
         Some(job) if !e.summary.starts_with(job.as_str()) => {
-            format!("{job}: {}", printable(&e.summary))
+            say(&format!("{job}: {}", printable(&e.summary)));
         }
-        _ => printable(&e.summary).into_owned(),
-    };
-    for line in wrap(&head, screen.width) {
-        out.push_str(&line);
-        out.push('\n');
+        _ => say(&printable(&e.summary)),
+    }
+    if let Some(when) = when_text(e, now) {
+        say(&when);
+    }
+    if e.verdict == Verdict::StartsNow && !e.place.is_empty() {
+        let nodes: Vec<&str> = e.place.iter().map(|n| n.as_str()).collect();
+        say(&format!("on {}", printable(&nodes.join(" "))));
     }
     if !e.ladder.is_empty() {
         let mut grid = Grid::new(vec![left("CHECK"), left("NEEDS"), left("HAS"), left("HOLDS")]);
@@ -80,22 +94,50 @@ pub fn text(e: &Explanation, now: UnixMillis, screen: &Screen) -> String {
         }
         out.push_str(&grid.render(screen));
     }
-    let mut facts = Vec::new();
-    facts.extend(e.position.map(|p| format!("position {p} in the queue")));
-    match (e.verdict, e.expected_start) {
-        (Verdict::Waits, Some(at)) => facts.push(format!(
-            "starts by {} at the latest, in {}",
-            when::clock(at, now),
-            when::between(now, at)
-        )),
-        // The hint says why.
-        (Verdict::Waits, None) if e.hint.is_some() => {}
-        (Verdict::Waits, None) => facts.push("no date can be given".to_owned()),
-        _ => {}
-    }
-    if !facts.is_empty() {
-        out.push_str(&facts.join(", "));
-        out.push('\n');
+    if !e.counterfactuals.is_empty() {
+        let title = if e.job.is_some() { "TESSERA UPDATE WITH" } else { "INSTEAD" };
+        let mut grid = Grid::new(vec![left(title), left("WOULD START"), left("SOONER BY")]);
+        for c in &e.counterfactuals {
+            let starts = match c.starts_at {
+                None => "not either".to_owned(),
+                Some(at) if at <= now => "now".to_owned(),
+                Some(at) => format!("by {}", when::clock(at, now)),
+            };
+            let sooner = c.sooner.map(|s| s.to_string()).unwrap_or_default();
+            grid.row([c.change.clone(), starts, sooner]);
+        }
+        out.push_str(&grid.render(screen));
     }
     out
+}
+
+/// The position, the promise and the guess, in one line.
+fn when_text(e: &Explanation, now: UnixMillis) -> Option<String> {
+    let mut facts = Vec::new();
+    if e.verdict != Verdict::StartsNow {
+        facts.extend(e.position.map(|p| format!("position {p} in the queue")));
+    }
+    if e.verdict == Verdict::Waits {
+        let clock = |at| when::clock(at, now);
+        match (e.promised, e.expected_start) {
+            (Some(at), _) => facts.push(format!(
+                "promised a start by {}, in {}",
+                clock(at),
+                when::between(now, at)
+            )),
+            (None, Some(at)) => facts.push(format!(
+                "starts by {} at the latest, in {}",
+                clock(at),
+                when::between(now, at)
+            )),
+            // The hint says why.
+            (None, None) if e.hint.is_some() => {}
+            (None, None) => facts.push("no date can be given".to_owned()),
+        }
+        facts.extend(e.eta.map(|eta| match clock(eta.p50) == clock(eta.p90) {
+            true => format!("likely at {}", clock(eta.p50)),
+            false => format!("likely at {}, or by {}", clock(eta.p50), clock(eta.p90)),
+        }));
+    }
+    (!facts.is_empty()).then(|| facts.join(", "))
 }

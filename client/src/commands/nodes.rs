@@ -185,7 +185,13 @@ pub fn detail(
     };
     let domains = node.domains.iter().map(|(level, name)| format!("{level} {name}"));
     fact("stands in", domains.collect::<Vec<_>>().join(", "));
+    for doubt in &node.map_doubts {
+        fact("doubt", doubt.clone());
+    }
     fact("note", note(node));
+    let labels = inventory.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    fact("labels", labels.collect::<Vec<_>>().join(" "));
+    fact("switches", inventory.neighbours.join(" "));
     fact("address", inventory.address.clone());
     fact("CPUs", format!("{} of {} held", node.cpus_held, inventory.cpus));
     let host = latest.host.unwrap_or_default();

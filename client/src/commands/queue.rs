@@ -1,8 +1,11 @@
 //! `tessera queue`: jobs that wait and run, and why they wait.
 //!
-//! In: filters. Out: a table in queue order, each waiting job with its reason.
+//! In: filters. Out: a table in queue order, each waiting job with its place, what it was promised,
+//! and its reason. The tasks of an array that wait stand in one line.
 
-use tessera_model::{JobRecord, JobState, UnixMillis};
+use std::collections::BTreeMap;
+
+use tessera_model::{JobId, JobRecord, JobState, Tier, UnixMillis};
 use tessera_proto::{jobs::state_to_wire, v1};
 
 use crate::call::{Api, JobList, check_user};
@@ -25,7 +28,7 @@ pub async fn run(api: &Api, args: &QueueArgs, screen: &Screen) -> Outcome<u8> {
     if screen.json {
         screen.json(&QueueView::of(&list))?;
     } else {
-        screen.text(&table(&list, when::now(), screen))?;
+        screen.text(&table(&list, args.tasks, when::now(), screen))?;
         if list.total > list.jobs.len() as u64 {
             let shown = list.jobs.len();
             screen.hint(&format!("{shown} of {} jobs are shown; see --limit", list.total));
@@ -34,26 +37,115 @@ pub async fn run(api: &Api, args: &QueueArgs, screen: &Screen) -> Outcome<u8> {
     Ok(0)
 }
 
-pub fn table(list: &JobList, now: UnixMillis, screen: &Screen) -> String {
-    let mut grid = Grid::with_remark(vec![
-        right("JOB"),
-        left("NAME"),
-        left("TEAM").spare(1),
-        right("GPUS"),
-        left("STATE"),
-        right("FOR"),
-        left("WHY"),
-    ]);
+/// A line of the table: a job, or the tasks of an array that are in one state.
+struct Row<'a> {
+    job: &'a JobRecord,
+    /// Of an array; one where the task stands alone.
+    indices: Vec<u32>,
+    gpus: u64,
+}
+
+/// Tasks that wait, or went well, or were cancelled, stand together; what runs or went wrong is one
+/// line each.
+fn rows(list: &JobList, unfold: bool) -> Vec<Row<'_>> {
+    let mut rows: Vec<Row<'_>> = Vec::new();
+    let mut folded: BTreeMap<(JobId, JobState, bool), usize> = BTreeMap::new();
     for job in &list.jobs {
-        grid.row([
-            job.id.to_string(),
+        let gpus = u64::from(job.spec.gpus());
+        let indices = job.array.map(|a| vec![a.index]).unwrap_or_default();
+        let folds =
+            matches!(job.state, JobState::Pending | JobState::Succeeded | JobState::Cancelled);
+        let Some(array) = job.array.filter(|_| folds && !unfold) else {
+            rows.push(Row { job, indices, gpus });
+            continue;
+        };
+        let at = *folded.entry((array.array, job.state, job.held)).or_insert(rows.len());
+        match rows.get_mut(at) {
+            Some(row) => {
+                row.indices.push(array.index);
+                row.gpus += gpus;
+            }
+            None => rows.push(Row { job, indices, gpus }),
+        }
+    }
+    rows
+}
+
+impl Row<'_> {
+    /// `812`, `812_7`, or `812_[0-99%5]`.
+    fn id(&self, throttles: &BTreeMap<JobId, u32>) -> String {
+        let Some(array) = self.job.array else { return self.job.id.to_string() };
+        match self.indices.as_slice() {
+            [one] => format!("{}_{one}", array.array),
+            many => {
+                let throttle = throttles.get(&array.array).filter(|t| **t > 0);
+                let throttle = throttle.filter(|_| self.job.state == JobState::Pending);
+                let throttle = throttle.map(|t| format!("%{t}")).unwrap_or_default();
+                format!("{}_[{}{throttle}]", array.array, ranges(many))
+            }
+        }
+    }
+}
+
+/// `0-4,9`; shortened where there are many.
+fn ranges(indices: &[u32]) -> String {
+    let mut sorted = indices.to_vec();
+    sorted.sort_unstable();
+    let mut parts: Vec<(u32, u32)> = Vec::new();
+    for index in sorted {
+        match parts.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(index) => *last = index,
+            _ => parts.push((index, index)),
+        }
+    }
+    const SHOWN: usize = 4;
+    let more = parts.len() > SHOWN;
+    let text = |(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    let shown: Vec<String> = parts.iter().take(SHOWN).map(text).collect();
+    format!("{}{}", shown.join(","), if more { ",…" } else { "" })
+}
+
+pub fn table(list: &JobList, unfold: bool, now: UnixMillis, screen: &Screen) -> String {
+    let rows = rows(list, unfold);
+    let position = |row: &Row<'_>| list.positions.get(&row.job.id).copied();
+    // A column in which nothing would stand is left out, but not from a pipe: programs count them.
+    let all = !screen.tty;
+    let tiers = all || rows.iter().any(|r| r.job.spec.tier != Tier::Normal);
+    let positions = all || rows.iter().any(|r| position(r).is_some());
+    let promises = all || rows.iter().any(|r| promised(r.job).is_some());
+    let columns = [
+        (true, right("JOB")),
+        (true, left("NAME")),
+        (true, left("TEAM").spare(2)),
+        (tiers, left("TIER").spare(4)),
+        (true, right("GPUS")),
+        (true, left("STATE")),
+        (positions, right("POS").spare(3)),
+        (true, right("FOR")),
+        (promises, left("STARTS").spare(1)),
+        (true, left("WHY")),
+    ];
+    let kept: Vec<bool> = columns.iter().map(|(kept, _)| *kept).collect();
+    let kept_of = |cells: [String; 10]| {
+        cells.into_iter().zip(&kept).filter(|(_, kept)| **kept).map(|(cell, _)| cell)
+    };
+    let columns = columns.into_iter().filter(|(kept, _)| *kept).map(|(_, column)| column);
+    let mut grid = Grid::with_remark(columns.collect());
+    for row in &rows {
+        let job = row.job;
+        let id = row.id(&list.throttles);
+        grid.row(kept_of([
+            if screen.unicode { id } else { id.replace('…', "...") },
             job.spec.name.clone(),
             job.spec.team.to_string(),
-            job.spec.gang.gpus().to_string(),
-            job.state.word().to_owned(),
+            job.spec.tier.word().to_owned(),
+            row.gpus.to_string(),
+            state(job).to_owned(),
+            position(row).map(|p| p.to_string()).unwrap_or_default(),
             age(job, now),
+            promised(job).map(|at| format!("by {}", when::clock(at, now))).unwrap_or_default(),
             why(job).to_owned(),
-        ]);
+        ]));
     }
     let mut out = if list.jobs.is_empty() { String::new() } else { grid.render(screen) };
     if screen.tty {
@@ -63,6 +155,14 @@ pub fn table(list: &JobList, now: UnixMillis, screen: &Screen) -> String {
         }
     }
     out
+}
+
+fn state(job: &JobRecord) -> &'static str {
+    if job.held && job.state == JobState::Pending { "held" } else { job.state.word() }
+}
+
+fn promised(job: &JobRecord) -> Option<UnixMillis> {
+    job.promised_at.filter(|_| job.state == JobState::Pending)
 }
 
 /// How long it has been in its state, as well as that is known: waiting, running, or how long it ran.

@@ -8,8 +8,9 @@ use std::io::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Number;
 use tessera_model::usage::{UsageKey, UsageLine};
-use tessera_model::{Amount, GpuMillis, UnixMillis, cents, cents_text, hour_hundredths};
+use tessera_model::{Amount, PartMillis, UnixMillis, cents, cents_text, hour_hundredths};
 use tessera_proto::usage::{keys_to_wire, line_from_wire};
 use tessera_proto::v1;
 
@@ -94,35 +95,35 @@ pub struct ReportView<'a> {
 struct LineView<'a> {
     #[serde(flatten)]
     keys: BTreeMap<&'a str, &'a str>,
-    gpu_ms: u64,
+    gpu_ms: Number,
     gpu_hours: String,
     amount_usd: String,
-    unpriced_gpu_ms: u64,
+    unpriced_gpu_ms: Number,
 }
 
 #[derive(Serialize)]
 struct TotalView {
-    gpu_ms: u64,
+    gpu_ms: Number,
     gpu_hours: String,
     amount_usd: String,
-    unpriced_gpu_ms: u64,
+    unpriced_gpu_ms: Number,
 }
 
 impl Report {
-    fn held(&self) -> GpuMillis {
-        GpuMillis(self.lines.iter().map(|l| l.held.0).sum())
+    fn held(&self) -> PartMillis {
+        self.lines.iter().map(|l| l.held).sum()
     }
 
     fn amount(&self) -> Amount {
         self.lines.iter().fold(Amount(0), |sum, line| sum + line.amount)
     }
 
-    fn unpriced(&self) -> GpuMillis {
-        GpuMillis(self.lines.iter().map(|l| l.unpriced.0).sum())
+    fn unpriced(&self) -> PartMillis {
+        self.lines.iter().map(|l| l.unpriced).sum()
     }
 
     /// What was free to be given out, where the columns tell.
-    pub fn idle(&self) -> Option<GpuMillis> {
+    pub fn idle(&self) -> Option<PartMillis> {
         let is_idle: Box<dyn Fn(&UsageLine) -> bool> =
             if let Some(at) = self.by.iter().position(|k| k == UsageKey::Class.word()) {
                 Box::new(move |line| line.keys.get(at).is_some_and(|k| k == "idle"))
@@ -130,7 +131,7 @@ impl Report {
                 let at = self.by.iter().position(|k| k == UsageKey::Team.word())?;
                 Box::new(move |line| line.keys.get(at).is_some_and(|k| k == "pool:idle"))
             };
-        Some(GpuMillis(self.lines.iter().filter(|l| is_idle(l)).map(|l| l.held.0).sum()))
+        Some(self.lines.iter().filter(|l| is_idle(l)).map(|l| l.held).sum())
     }
 
     pub fn unpriced_warning(&self) -> Option<String> {
@@ -150,7 +151,7 @@ impl Report {
         let mut grid = Grid::new(columns);
         let amounts: Vec<Amount> = self.lines.iter().map(|l| l.amount).collect();
         let rounded = cents(&amounts);
-        let held: Vec<GpuMillis> = self.lines.iter().map(|l| l.held).collect();
+        let held: Vec<PartMillis> = self.lines.iter().map(|l| l.held).collect();
         let shares = hour_hundredths(&held);
         for ((line, usd), share) in self.lines.iter().zip(&rounded).zip(&shares) {
             let mut row = line.keys.clone();
@@ -172,7 +173,7 @@ impl Report {
             out.push_str(&format!("{} to {}", self.from, self.to));
             if let Some(idle) = self.idle() {
                 let all = self.held().0.max(1);
-                let tenths = u128::from(idle.0) * 1_000 / u128::from(all);
+                let tenths = idle.0 * 1_000 / all;
                 let share = format!("{}.{}%", tenths / 10, tenths % 10);
                 out.push_str(&format!("; idle {} GPU-hours, {share}", hours(idle)));
             }
@@ -192,10 +193,10 @@ impl Report {
         for line in &self.lines {
             let mut row: Vec<String> = line.keys.iter().map(|k| csv_field(k)).collect();
             // Our own numbers are written as they are: a credit begins with a minus.
-            row.push(line.held.0.to_string());
+            row.push(line.held.gpu_ms());
             row.push(line.held.hours12());
             row.push(line.amount.usd12());
-            row.push(line.unpriced.0.to_string());
+            row.push(line.unpriced.gpu_ms());
             out.push_str(&row.join(","));
             out.push_str("\r\n");
         }
@@ -204,10 +205,10 @@ impl Report {
 
     pub fn view(&self) -> ReportView<'_> {
         let line = |l: &'_ UsageLine| TotalView {
-            gpu_ms: l.held.0,
+            gpu_ms: number(l.held),
             gpu_hours: l.held.hours12(),
             amount_usd: l.amount.usd12(),
-            unpriced_gpu_ms: l.unpriced.0,
+            unpriced_gpu_ms: number(l.unpriced),
         };
         let lines = self.lines.iter().map(|l| {
             let TotalView { gpu_ms, gpu_hours, amount_usd, unpriced_gpu_ms } = line(l);
@@ -230,9 +231,18 @@ impl Report {
     }
 }
 
+/// GPU-milliseconds as a JSON number: whole, or with the decimals its shares need.
+fn number(held: PartMillis) -> Number {
+    let text = held.gpu_ms();
+    let whole = text.parse::<u64>().map(Number::from);
+    let number = whole.ok().or_else(|| Number::from_f64(text.parse().ok()?));
+    number.unwrap_or_else(|| Number::from(u64::MAX))
+}
+
 /// For people: hundredths of a GPU-hour, and "under" where that would hide something.
-fn hours(held: GpuMillis) -> String {
-    let hundredths = (u128::from(held.0) * 100 + 1_800_000) / 3_600_000;
+fn hours(held: PartMillis) -> String {
+    let hour = PartMillis::whole(3_600_000).0;
+    let hundredths = (held.0 * 100 + hour / 2) / hour;
     if hundredths == 0 && held.0 > 0 {
         return "<0.01".to_owned();
     }
@@ -302,7 +312,7 @@ mod tests {
     fn hours_never_hide_what_was_held() {
         let cases = [(0, "0.00"), (1, "<0.01"), (18_000, "0.01"), (3_600_000, "1.00")];
         for (ms, want) in cases {
-            assert_eq!(hours(GpuMillis(ms)), want);
+            assert_eq!(hours(PartMillis::whole(ms)), want);
         }
     }
 }

@@ -20,7 +20,7 @@ pub const BREAKS_MAX: u32 = 60;
 pub const BREAK_PAUSE: Duration = Duration::from_millis(500);
 
 pub async fn run(api: &Api, args: &WaitArgs, screen: &Screen) -> Outcome<u8> {
-    let ids = selector::resolve(api, &args.jobs).await?;
+    let ids = selector::resolve_tasks(api, &args.jobs).await?;
     let all = wait_all(api, &ids, screen);
     let jobs = match args.timeout {
         None => all.await?,
@@ -42,7 +42,7 @@ pub async fn run(api: &Api, args: &WaitArgs, screen: &Screen) -> Outcome<u8> {
 }
 
 /// All at once, so that each is told of when it ends; the answer is in the order asked.
-async fn wait_all(api: &Api, ids: &[JobId], screen: &Screen) -> Outcome<Vec<JobRecord>> {
+pub async fn wait_all(api: &Api, ids: &[JobId], screen: &Screen) -> Outcome<Vec<JobRecord>> {
     let mut waits = tokio::task::JoinSet::new();
     for &id in ids {
         let api = api.clone();

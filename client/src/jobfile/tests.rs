@@ -1,5 +1,7 @@
 //! Job files as people write them, right and wrong.
 
+use tessera_model::{DependencyKind, JobId, Strength};
+
 use super::*;
 
 fn message(text: &str) -> String {
@@ -40,7 +42,8 @@ within = [{ level = "block" }, { level = "leaf", strength = "preferred" }, "pod:
     assert_eq!(draft.time_limit, Some(Millis(259_200_000)));
     assert_eq!(draft.priority, Some(-5));
     assert_eq!(draft.env["OMP_NUM_THREADS"], "8");
-    let strengths: Vec<_> = draft.within.iter().map(|w| (w.level.as_str(), w.strength)).collect();
+    let strengths: Vec<_> =
+        draft.placement.within.iter().map(|w| (w.level.as_str(), w.strength)).collect();
     let want = [
         ("block", Strength::Required),
         ("leaf", Strength::Preferred),
@@ -49,6 +52,76 @@ within = [{ level = "block" }, { level = "leaf", strength = "preferred" }, "pod:
     assert_eq!(strengths, want);
     let args = vec!["--config".to_owned(), "70b.yaml".to_owned()];
     assert_eq!(draft.program, Some(Work::Script { path: PathBuf::from("jobs/run.sh"), args }));
+}
+
+#[test]
+fn a_job_file_may_wish_for_all_that_flags_may() {
+    let text = r#"
+version = 1
+nodes = 8
+min_nodes = 4
+spares = 1
+tier = "idle"
+begin = 2026-12-01T08:00:00Z
+after = ["ok:812", "any:7:8"]
+singleton = true
+hold = true
+reservation = "course"
+array = "0-9%3"
+command = ["x"]
+
+[placement]
+within = ["block"]
+slices = ["4:leaf:preferred", { size = 2, level = "nvlink" }]
+at_most = ["2:leaf"]
+spread = ["rack"]
+balance = "leaf"
+patience = "45m"
+select = ["pool=a", "!old"]
+nodelist = ["n[01-08]", "n09"]
+exclude = "n03"
+
+[checkpoint]
+signal = 12
+notice = "2m"
+restart_cost = "6m"
+file = "ckpt/latest"
+migratable = true
+
+[[role]]
+name = "leader"
+gpu_share = 0.5
+memory_per_node = "1GB"
+[role.placement]
+within = ["leaf:preferred"]
+"#;
+    let mut draft = parse(text, Path::new("job.toml")).unwrap();
+    assert_eq!(draft.begin.map(|b| b.rfc3339()).as_deref(), Some("2026-12-01T08:00:00Z"));
+    let after: Vec<_> = draft.after.iter().map(|d| (d.kind, d.job)).collect();
+    let any = DependencyKind::AfterAny;
+    assert_eq!(after, [(DependencyKind::AfterOk, JobId(812)), (any, JobId(7)), (any, JobId(8))]);
+    assert_eq!(draft.array.take().unwrap().throttle, 3);
+    let place = &draft.placement;
+    assert_eq!(place.slices[1].nodes, 2);
+    assert_eq!(place.slices[0].strength, Strength::Preferred);
+    assert_eq!((place.only.len(), place.exclude.len(), place.labels.len()), (9, 1, 2));
+    assert_eq!(draft.tier, Some(Tier::Idle));
+    let spec = draft.spec(8, 0).unwrap();
+    assert!(spec.singleton && spec.hold);
+    assert_eq!((spec.min_nodes, spec.spares, spec.reservation.as_str()), (Some(4), 1, "course"));
+    let plan = spec.checkpoint.unwrap();
+    assert_eq!((plan.signal, plan.notice_ms, plan.migratable), (Some(12), 120_000, true));
+    let role = &spec.roles[0];
+    let gang = role.gang.as_ref().unwrap();
+    assert_eq!((gang.gpus_per_node, gang.gpu_milli, gang.memory_per_node_bytes), (1, 500, 1 << 30));
+    assert!(!role.placement.as_ref().unwrap().within[0].required);
+    // Flags go before, each kind of wish by itself.
+    let flags = Placement { balance: Some("rack".to_owned()), ..Placement::default() };
+    let both = placement_over(flags, parse(text, Path::new("j")).unwrap().placement);
+    assert_eq!((both.balance.as_deref(), both.within.len()), (Some("rack"), 1));
+    // Without a word about it there is no plan.
+    let plain = Draft { program: Some(Work::Command(vec!["x".to_owned()])), ..Draft::default() };
+    assert_eq!(plain.spec(1, 0).unwrap().checkpoint, None);
 }
 
 #[test]
@@ -92,6 +165,39 @@ fn what_is_wrong_is_named_with_its_line() {
         ),
         ("version = 1\nmemory_per_node = \"lots\"", "\"lots\" is no size"),
         ("version = 1\nrequeue = 1", "`requeue` must be true or false, not integer"),
+        ("version = 1\n[placement]\nslices = [\"0:leaf\"]", "job.toml:3: 0 is too few"),
+        ("version = 1\n[placement]\nslices = [{ size = 0, level = \"leaf\" }]", "`size` is 0"),
+        ("version = 1\n[placement]\nslices = [{ level = \"leaf\" }]", "`size` is missing"),
+        (
+            "version = 1\n[placement]\nslices = [{ nodes = 4, level = \"leaf\" }]",
+            "unknown key `placement.slices.nodes` | known keys are size, level, strength",
+        ),
+        ("version = 1\n[placement]\nwithin = \"leaf\"", "`placement.within` must be a list"),
+        ("version = 1\n[placement]\npatience = 45", "`placement.patience` must be a text"),
+        ("version = 1\n[placement]\nselect = [\"=a\"]", "write key=value"),
+        ("version = 1\n[placement]\nexclude = \"n[3-1]\"", "names no or too many nodes"),
+        ("version = 1\n[[role]]\nnodes = 1", "`name` of the role is missing"),
+        ("version = 1\n[role]\nname = \"a\"", "`role` must be a list"),
+        (
+            "version = 1\n[[role]]\nname = \"a\"\nnods = 1",
+            "job.toml:4: unknown key `role.nods` | did you mean `nodes`?",
+        ),
+        (
+            "version = 1\n[[role]]\nname = \"a\"\n[role.placement]\nwithn = []",
+            "unknown key `role.placement.withn` | did you mean `within`?",
+        ),
+        ("version = 1\n[checkpoint]\nsignal = \"USR9\"", "job.toml:3: \"USR9\" is no signal"),
+        (
+            "version = 1\n[checkpoint]\nnotise = \"5m\"",
+            "`checkpoint.notise` | did you mean `notice`?",
+        ),
+        ("version = 1\nafter = [\"maybe:1\"]", "is no kind of dependency"),
+        ("version = 1\narray = \"0-4294967296\"", "write indices"),
+        ("version = 1\ntier = \"high\"", "tiers are urgent, normal, idle"),
+        ("version = 1\nbegin = \"soon\"", "\"soon\" is no point in time"),
+        ("version = 1\ngpu_share = 1.5", "write a part of one GPU"),
+        ("version = 1\nmin_nodes = 0", "`min_nodes` is 0"),
+        ("version = 1\nspares = -1", "`spares` -1 is out of range"),
         ("version = 1\ncommand = \"python\"", "`command` must be a list of texts"),
         ("version = 1\ncommand = []", "`command` is empty"),
         (
@@ -130,7 +236,7 @@ fn flags_override_the_file() {
     assert_eq!(both.team.as_deref(), Some("nlp"));
     assert_eq!((both.gpus, both.gpus_per_node), (None, Some(8)), "a shape replaces a total");
     assert_eq!((both.env["A"].as_str(), both.env["B"].as_str()), ("1", "2"));
-    assert_eq!(both.within.len(), 1);
+    assert_eq!(both.placement.within.len(), 1);
     let total = Draft { gpus: Some(4), ..Draft::default() };
     let below = Draft { nodes: Some(2), gpus_per_node: Some(8), ..Draft::default() };
     let both = total.over(below);

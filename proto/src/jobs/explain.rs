@@ -1,9 +1,12 @@
 //! The answer of `explain`, and how a task ended, both ways.
 
-use tessera_model::{Explanation, JobId, Refusal, Rung, TaskEnd, UnixMillis, Verdict};
+use tessera_model::{
+    Counterfactual, Eta, Explanation, JobId, Millis, NodeId, Refusal, Rung, TaskEnd, UnixMillis,
+    Verdict,
+};
 
 use crate::{
-    door::{clip, quote},
+    door::{Checked, bad_id, clip, quote},
     v1,
 };
 
@@ -37,6 +40,18 @@ pub fn explanation_to_wire(answer: &Explanation) -> v1::ExplainReply {
         expected_start_unix_ms: answer.expected_start.map(|t| t.0),
         position: answer.position,
         hint: answer.hint.clone(),
+        eta: answer.eta.map(|e| v1::Eta { p50_unix_ms: e.p50.0, p90_unix_ms: e.p90.0 }),
+        promised_unix_ms: answer.promised.map(|t| t.0),
+        counterfactuals: answer
+            .counterfactuals
+            .iter()
+            .map(|c| v1::Counterfactual {
+                change: c.change.clone(),
+                starts_at_unix_ms: c.starts_at.map(|t| t.0),
+                sooner_ms: c.sooner.map(|m| m.0),
+            })
+            .collect(),
+        place: answer.place.iter().map(NodeId::to_string).collect(),
     }
 }
 
@@ -59,6 +74,24 @@ pub fn explanation_from_wire(wire: v1::ExplainReply) -> Result<Explanation, Refu
         expected_start: wire.expected_start_unix_ms.map(UnixMillis),
         position: wire.position,
         hint: wire.hint,
+        eta: wire
+            .eta
+            .map(|e| Eta { p50: UnixMillis(e.p50_unix_ms), p90: UnixMillis(e.p90_unix_ms) }),
+        promised: wire.promised_unix_ms.map(UnixMillis),
+        counterfactuals: wire
+            .counterfactuals
+            .into_iter()
+            .map(|c| Counterfactual {
+                change: c.change,
+                starts_at: c.starts_at_unix_ms.map(UnixMillis),
+                sooner: c.sooner_ms.map(Millis),
+            })
+            .collect(),
+        place: wire
+            .place
+            .iter()
+            .map(|n| NodeId::parse(n).map_err(bad_id("place")))
+            .collect::<Checked<_>>()?,
     })
 }
 
@@ -125,6 +158,21 @@ mod tests {
                 }],
                 expected_start: None,
                 position: Some(1),
+                eta: Some(Eta { p50: UnixMillis(5), p90: UnixMillis(9) }),
+                promised: Some(UnixMillis(10)),
+                counterfactuals: vec![
+                    Counterfactual {
+                        change: "--nodes 6".to_owned(),
+                        starts_at: Some(UnixMillis(1)),
+                        sooner: Some(Millis(9)),
+                    },
+                    Counterfactual {
+                        change: "--nodes 5".to_owned(),
+                        starts_at: None,
+                        sooner: None,
+                    },
+                ],
+                place: vec![NodeId::parse("n1").unwrap()],
                 hint: None,
             };
             let wire = explanation_to_wire(&answer);

@@ -2,7 +2,8 @@
 //! another release may say what they do not know.
 
 use tessera_model::{
-    AttemptId, JobId, JobRecord, JobState, NodeId, Refusal, TeamId, UnixMillis, UserId,
+    ArrayTask, AttemptId, Certificate, JobId, JobRecord, JobState, NodeId, Optimality, Refusal,
+    Revision, Span, TeamId, UnixMillis, UserId,
 };
 
 use super::spec;
@@ -24,6 +25,39 @@ pub fn job_to_wire(job: &JobRecord) -> v1::Job {
         attempt: job.attempt.map(|a| a.to_string()).unwrap_or_default(),
         nodes: job.nodes.iter().map(NodeId::to_string).collect(),
         cancel_requested: job.cancel_requested,
+        held: job.held,
+        array: job.array.map(|a| v1::ArrayTask { array: a.array.0, index: a.index }),
+        eligible_at_unix_ms: job.eligible_at.map(|t| t.0),
+        promised_at_unix_ms: job.promised_at.map(|t| t.0),
+        last_checkpoint_at_unix_ms: job.last_checkpoint_at.map(|t| t.0),
+        preemptions: job.preemptions,
+        certificate: job.certificate.as_ref().map(certificate_to_wire),
+    }
+}
+
+fn certificate_to_wire(certificate: &Certificate) -> v1::PlacementCertificate {
+    let span = |s: &Span| v1::Span { level: s.level.clone(), domains: s.domains, least: s.least };
+    v1::PlacementCertificate {
+        revision: certificate.revision.0,
+        bound_percent: match certificate.optimality {
+            Optimality::Optimal => None,
+            Optimality::Bound { percent } => Some(percent),
+        },
+        spans: certificate.spans.iter().map(span).collect(),
+        given_up: certificate.given_up.clone(),
+    }
+}
+
+fn certificate_from_wire(wire: v1::PlacementCertificate) -> Certificate {
+    let span = |s: v1::Span| Span { level: s.level, domains: s.domains, least: s.least };
+    Certificate {
+        revision: Revision(wire.revision),
+        optimality: match wire.bound_percent {
+            None => Optimality::Optimal,
+            Some(percent) => Optimality::Bound { percent },
+        },
+        spans: wire.spans.into_iter().map(span).collect(),
+        given_up: wire.given_up,
     }
 }
 
@@ -53,6 +87,13 @@ pub fn job_from_wire(wire: v1::Job) -> Result<JobRecord, Refusal> {
         attempt,
         nodes: nodes.collect::<Result<_, _>>()?,
         cancel_requested: wire.cancel_requested,
+        held: wire.held,
+        array: wire.array.map(|a| ArrayTask { array: JobId(a.array), index: a.index }),
+        eligible_at: wire.eligible_at_unix_ms.map(UnixMillis),
+        promised_at: wire.promised_at_unix_ms.map(UnixMillis),
+        last_checkpoint_at: wire.last_checkpoint_at_unix_ms.map(UnixMillis),
+        preemptions: wire.preemptions,
+        certificate: wire.certificate.map(certificate_from_wire),
     })
 }
 
@@ -106,6 +147,18 @@ mod tests {
             attempt: Some(AttemptId { job: JobId(812), number: 3 }),
             nodes: ["n1", "n0"].map(|n| NodeId::parse(n).unwrap()).to_vec(),
             cancel_requested: true,
+            held: true,
+            array: Some(ArrayTask { array: JobId(810), index: 2 }),
+            eligible_at: Some(UnixMillis(2)),
+            promised_at: Some(UnixMillis(3)),
+            last_checkpoint_at: Some(UnixMillis(4)),
+            preemptions: 5,
+            certificate: Some(Certificate {
+                revision: Revision(77),
+                optimality: Optimality::Bound { percent: 12 },
+                spans: vec![Span { level: "leaf".to_owned(), domains: 2, least: 1 }],
+                given_up: vec!["within leaf".to_owned()],
+            }),
         }
     }
 
@@ -115,8 +168,27 @@ mod tests {
             let record = record(state);
             assert_eq!(job_from_wire(job_to_wire(&record)), Ok(record));
         }
-        let record = JobRecord { attempt: None, nodes: vec![], ..record(JobState::Pending) };
+        let record = JobRecord {
+            attempt: None,
+            nodes: vec![],
+            held: false,
+            array: None,
+            eligible_at: None,
+            promised_at: None,
+            last_checkpoint_at: None,
+            certificate: None,
+            ..record(JobState::Pending)
+        };
         assert_eq!(job_from_wire(job_to_wire(&record)), Ok(record));
+    }
+
+    #[test]
+    fn a_proof_of_the_best_and_a_bound_are_told_apart() {
+        for optimality in [Optimality::Optimal, Optimality::Bound { percent: 0 }] {
+            let mut record = record(JobState::Running);
+            record.certificate.as_mut().unwrap().optimality = optimality;
+            assert_eq!(job_from_wire(job_to_wire(&record)), Ok(record));
+        }
     }
 
     #[test]

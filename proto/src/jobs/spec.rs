@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tessera_model::{
-    Bytes, Gang, JobSpec, Millis, Principal, Program, ProjectId, Refusal, Strength, TeamId,
-    UnixIdentity, UserId, Within,
+    Bytes, Gang, JobId, JobRole, JobSpec, Millis, Principal, Program, ProjectId, Refusal, TeamId,
+    Tier, UnixIdentity, UnixMillis, UserId, WHOLE_GPU,
 };
 
+use super::{placement, when};
 use crate::{
-    door::{Checked, bad_id, count, is_printable, label, no_nul, quote, range, size},
+    door::{Checked, bad_id, count, is_printable, label, no_nul, present, quote, range, size},
     v1,
 };
 
@@ -26,7 +27,8 @@ const MEMORY_MAX: Bytes = Bytes::gib(64 << 10);
 const TIME_LIMIT_MIN: Millis = Millis::from_secs(1);
 const TIME_LIMIT_MAX: Millis = Millis(365 * Millis::DAY.0);
 const TAGS_MAX: usize = 32;
-const WITHIN_MAX: usize = 16;
+const ROLES_MAX: usize = 16;
+const ROLE_NAME_CHARS_MAX: usize = 63;
 const ARGS_MAX: usize = 4_096;
 const ENV_MAX: usize = 1_024;
 /// Arguments, and environment: what one `execve` can surely take.
@@ -43,34 +45,91 @@ pub fn spec_from_wire(wire: v1::JobSpec, caller: &Principal) -> Result<JobSpec, 
 }
 
 pub fn spec_to_wire(spec: &JobSpec) -> v1::JobSpec {
+    let gang = gang_to_wire(&spec.gang);
     v1::JobSpec {
         name: spec.name.clone(),
         team: spec.team.to_string(),
         project: spec.project.to_string(),
         tags: spec.tags.clone(),
-        nodes: spec.gang.nodes,
-        gpus_per_node: spec.gang.gpus_per_node,
-        tasks_per_node: spec.gang.tasks_per_node,
-        cpus_per_task: spec.gang.cpus_per_task,
-        memory_per_node_bytes: spec.gang.memory_per_node.0,
-        gpu_model: spec.gang.gpu_model.clone().unwrap_or_default(),
-        within: spec
-            .within
+        nodes: gang.nodes,
+        gpus_per_node: gang.gpus_per_node,
+        tasks_per_node: gang.tasks_per_node,
+        cpus_per_task: gang.cpus_per_task,
+        memory_per_node_bytes: gang.memory_per_node_bytes,
+        gpu_model: gang.gpu_model,
+        gpu_milli: gang.gpu_milli,
+        tier: tier_to_wire(spec.tier).into(),
+        roles: spec
+            .roles
             .iter()
-            .map(|w| v1::Within {
-                level: w.level.clone(),
-                required: w.strength == Strength::Required,
+            .map(|r| v1::JobRole {
+                name: r.name.clone(),
+                gang: Some(gang_to_wire(&r.gang)),
+                placement: wish(&r.placement),
             })
             .collect(),
+        placement: wish(&spec.placement),
         priority: spec.priority,
         time_limit_ms: spec.time_limit.map(|t| t.0),
         requeue: spec.requeue,
+        begin_unix_ms: spec.begin.map(|t| t.0),
+        after: when::after_to_wire(&spec.after),
+        singleton: spec.singleton,
+        hold: spec.hold,
+        min_nodes: spec.min_nodes,
+        spares: spec.spares,
+        checkpoint: spec.checkpoint.as_ref().map(when::checkpoint_to_wire),
+        reservation: spec.reservation.clone().unwrap_or_default(),
         argv: spec.program.argv.clone(),
         script: spec.program.script.clone(),
         env: spec.program.env.clone(),
         working_dir: spec.program.working_dir.clone(),
         user: spec.user.to_string(),
     }
+}
+
+/// No wish at all takes no room on the wire.
+fn wish(placement: &tessera_model::Placement) -> Option<v1::Placement> {
+    (!placement.is_empty()).then(|| placement::placement_to_wire(placement))
+}
+
+fn gang_to_wire(gang: &Gang) -> v1::Gang {
+    v1::Gang {
+        nodes: gang.nodes,
+        gpus_per_node: gang.gpus_per_node,
+        tasks_per_node: gang.tasks_per_node,
+        cpus_per_task: gang.cpus_per_task,
+        memory_per_node_bytes: gang.memory_per_node.0,
+        gpu_model: gang.gpu_model.clone().unwrap_or_default(),
+        gpu_milli: gang.gpu_milli,
+    }
+}
+
+const TIERS: [(Tier, v1::Tier); 3] = [
+    (Tier::Urgent, v1::Tier::Urgent),
+    (Tier::Normal, v1::Tier::Normal),
+    (Tier::Idle, v1::Tier::Idle),
+];
+
+pub fn tier_to_wire(tier: Tier) -> v1::Tier {
+    TIERS
+        .iter()
+        .find(|(t, _)| *t == tier)
+        .expect("TIERS has every tier; a test goes through them")
+        .1
+}
+
+/// From the bare number a message holds; unspecified is normal.
+pub fn tier_from_wire(number: i32) -> Result<Tier, Refusal> {
+    if number == v1::Tier::Unspecified as i32 {
+        return Ok(Tier::default());
+    }
+    let known = TIERS.iter().find(|(_, wire)| *wire as i32 == number).map(|(tier, _)| *tier);
+    known.ok_or_else(|| {
+        let words: Vec<&str> = Tier::ALL.iter().map(|t| t.word()).collect();
+        let hint = format!("there are: {}", words.join(", "));
+        Refusal::invalid("tier", format!("{number} is no tier"), hint)
+    })
 }
 
 /// Fills in the defaults; the bounds are [`check`]'s.
@@ -80,12 +139,14 @@ pub(super) fn read(
     user: UserId,
     unix: Option<UnixIdentity>,
 ) -> Checked<JobSpec> {
-    let or = |given: u32, default: u32| if given == 0 { default } else { given };
     let project = if wire.project.is_empty() { "default" } else { wire.project.as_str() };
-    let within = wire.within.into_iter().map(|w| Within {
-        level: w.level,
-        strength: if w.required { Strength::Required } else { Strength::Preferred },
-    });
+    let role = |role: v1::JobRole| {
+        Ok(JobRole {
+            name: role.name,
+            gang: gang(present("roles.gang", role.gang)?),
+            placement: placement::placement_from_wire(role.placement.unwrap_or_default())?,
+        })
+    };
     Ok(JobSpec {
         name: if wire.name.is_empty() {
             default_name(&wire.argv, wire.script.is_some())
@@ -96,18 +157,29 @@ pub(super) fn read(
         project: ProjectId::parse(project).map_err(bad_id("project"))?,
         user,
         tags: wire.tags,
-        gang: Gang {
-            nodes: or(wire.nodes, 1),
+        tier: tier_from_wire(wire.tier)?,
+        gang: gang(v1::Gang {
+            nodes: wire.nodes,
             gpus_per_node: wire.gpus_per_node,
-            tasks_per_node: or(wire.tasks_per_node, wire.gpus_per_node.max(1)),
-            cpus_per_task: or(wire.cpus_per_task, 1),
-            memory_per_node: Bytes(wire.memory_per_node_bytes),
-            gpu_model: Some(wire.gpu_model).filter(|m| !m.is_empty()),
-        },
-        within: within.collect(),
+            tasks_per_node: wire.tasks_per_node,
+            cpus_per_task: wire.cpus_per_task,
+            memory_per_node_bytes: wire.memory_per_node_bytes,
+            gpu_model: wire.gpu_model,
+            gpu_milli: wire.gpu_milli,
+        }),
+        roles: wire.roles.into_iter().map(role).collect::<Checked<_>>()?,
+        placement: placement::placement_from_wire(wire.placement.unwrap_or_default())?,
         priority: wire.priority,
         time_limit: wire.time_limit_ms.map(Millis),
         requeue: wire.requeue,
+        begin: wire.begin_unix_ms.map(UnixMillis),
+        after: when::after_from_wire(&wire.after)?,
+        singleton: wire.singleton,
+        hold: wire.hold,
+        min_nodes: wire.min_nodes,
+        spares: wire.spares,
+        checkpoint: wire.checkpoint.map(when::checkpoint_from_wire),
+        reservation: Some(wire.reservation).filter(|r| !r.is_empty()),
         program: Program {
             argv: wire.argv,
             script: wire.script,
@@ -116,6 +188,19 @@ pub(super) fn read(
         },
         unix,
     })
+}
+
+fn gang(wire: v1::Gang) -> Gang {
+    let or = |given: u32, default: u32| if given == 0 { default } else { given };
+    Gang {
+        nodes: or(wire.nodes, 1),
+        gpus_per_node: wire.gpus_per_node,
+        tasks_per_node: or(wire.tasks_per_node, wire.gpus_per_node.max(1)),
+        cpus_per_task: or(wire.cpus_per_task, 1),
+        memory_per_node: Bytes(wire.memory_per_node_bytes),
+        gpu_model: Some(wire.gpu_model).filter(|m| !m.is_empty()),
+        gpu_milli: or(wire.gpu_milli, WHOLE_GPU),
+    }
 }
 
 fn team_of(named: &str, caller: &Principal) -> Checked<TeamId> {
@@ -149,15 +234,94 @@ fn default_name(argv: &[String], is_script: bool) -> String {
 fn check(spec: &JobSpec) -> Checked {
     label("name", &spec.name, NAME_CHARS_MAX)?;
     check_tags(&spec.tags)?;
-    check_gang(&spec.gang)?;
-    check_within(&spec.within)?;
-    range("priority", spec.priority, -1_000, 1_000, "0 is the usual priority")?;
+    check_gang("", &spec.gang)?;
+    placement::check("", &spec.placement, spec.gang.nodes)?;
+    check_roles(spec)?;
+    check_elastic(spec)?;
+    check_priority(spec.priority)?;
     if let Some(limit) = spec.time_limit {
-        let (low, high) = (TIME_LIMIT_MIN, TIME_LIMIT_MAX);
-        let hint = "give 1 s to 365 days, or none for no limit";
-        range("time_limit_ms", limit.0, low.0, high.0, hint)?;
+        check_time_limit(limit)?;
+    }
+    if let Some(begin) = spec.begin {
+        when::check_instant("begin_unix_ms", begin)?;
+    }
+    when::check_after(&spec.after)?;
+    if let Some(zero) = spec.after.iter().find(|d| d.job == JobId(0)) {
+        let message = format!("there is no job {}", zero.job);
+        return Err(Refusal::invalid("after", message, "`tessera queue` lists ids"));
+    }
+    if let Some(plan) = &spec.checkpoint {
+        when::check_checkpoint(plan)?;
+    }
+    if let Some(name) = &spec.reservation {
+        label("reservation", name, ROLE_NAME_CHARS_MAX)?;
     }
     check_program(&spec.program)
+}
+
+pub(super) fn check_priority(priority: i32) -> Checked {
+    range("priority", priority, -1_000, 1_000, "0 is the usual priority")
+}
+
+pub(super) fn check_time_limit(limit: Millis) -> Checked {
+    let (low, high) = (TIME_LIMIT_MIN, TIME_LIMIT_MAX);
+    let hint = "give 1 s to 365 days, or none for no limit";
+    range("time_limit_ms", limit.0, low.0, high.0, hint)
+}
+
+pub(super) fn check_nodes(field: &str, nodes: u32) -> Checked {
+    range(field, nodes, 1, NODES_MAX, "ask for fewer nodes")
+}
+
+fn check_roles(spec: &JobSpec) -> Checked {
+    count("roles", spec.roles.len(), ROLES_MAX, "merge roles of the same shape")?;
+    let mut names = BTreeSet::new();
+    for (i, role) in spec.roles.iter().enumerate() {
+        let at = format!("roles[{i}].");
+        label(&format!("{at}name"), &role.name, ROLE_NAME_CHARS_MAX)?;
+        if !names.insert(role.name.as_str()) {
+            let message = format!("there are two roles called {}", quote(&role.name));
+            return Err(Refusal::invalid(format!("{at}name"), message, "name each role once"));
+        }
+        check_gang(&at, &role.gang)?;
+        placement::check(&at, &role.placement, role.gang.nodes)?;
+        if role.placement.patience.is_some() {
+            let hint = "give one patience for the whole job";
+            let message = format!("the role {} has a patience of its own", quote(&role.name));
+            return Err(Refusal::invalid(format!("{at}placement.patience_ms"), message, hint));
+        }
+    }
+    let gangs = || spec.all_roles().map(|(_, gang)| gang);
+    let nodes: u64 = gangs().map(|g| u64::from(g.nodes)).sum::<u64>() + u64::from(spec.spares);
+    if nodes > u64::from(NODES_MAX) {
+        let message = format!("all roles and spares are {nodes} nodes, at most {NODES_MAX} may be");
+        return Err(Refusal::invalid("roles", message, "ask for fewer nodes"));
+    }
+    let ranks: u64 = gangs().map(|g| u64::from(g.nodes) * u64::from(g.tasks_per_node)).sum();
+    if ranks > RANKS_MAX {
+        let message = format!("all roles have {ranks} ranks, at most {RANKS_MAX} are allowed");
+        return Err(Refusal::invalid("roles", message, "ask for fewer tasks or nodes"));
+    }
+    Ok(())
+}
+
+fn check_elastic(spec: &JobSpec) -> Checked {
+    if let Some(least) = spec.min_nodes {
+        let hint = "it may start with as many nodes at least, and with `nodes` at most";
+        range("min_nodes", least, 1, spec.gang.nodes, hint)?;
+        if let Some(slice) = spec.placement.slices.first()
+            && !least.is_multiple_of(slice.nodes)
+        {
+            let message =
+                format!("min_nodes {least} is no multiple of the slice of {}", slice.nodes);
+            return Err(Refusal::invalid("min_nodes", message, "it shrinks by whole slices"));
+        }
+    }
+    if spec.spares > 0 && spec.gang.is_share() {
+        let message = "spares are asked for beside a share of a GPU";
+        return Err(Refusal::invalid("spares", message, "ask for a whole GPU, or for no spare"));
+    }
+    Ok(())
 }
 
 fn check_tags(tags: &BTreeMap<String, String>) -> Checked {
@@ -169,41 +333,41 @@ fn check_tags(tags: &BTreeMap<String, String>) -> Checked {
     Ok(())
 }
 
-fn check_gang(gang: &Gang) -> Checked {
-    range("nodes", gang.nodes, 1, NODES_MAX, "ask for fewer nodes")?;
+/// `at` stands before each field's name: `roles[0].`, or nothing.
+fn check_gang(at: &str, gang: &Gang) -> Checked {
+    let field = |name: &str| format!("{at}{name}");
+    check_nodes(&field("nodes"), gang.nodes)?;
     let hint = "ask for fewer GPUs on each node and for more nodes";
-    range("gpus_per_node", gang.gpus_per_node, 0, GPUS_PER_NODE_MAX, hint)?;
+    range(&field("gpus_per_node"), gang.gpus_per_node, 0, GPUS_PER_NODE_MAX, hint)?;
     let hint = "one task for each GPU is usual";
-    range("tasks_per_node", gang.tasks_per_node, 1, TASKS_PER_NODE_MAX, hint)?;
+    range(&field("tasks_per_node"), gang.tasks_per_node, 1, TASKS_PER_NODE_MAX, hint)?;
     let ranks = u64::from(gang.nodes) * u64::from(gang.tasks_per_node);
     if ranks > RANKS_MAX {
         let message = format!(
             "{} nodes with {} tasks each are {ranks} ranks, at most {RANKS_MAX} are allowed",
             gang.nodes, gang.tasks_per_node
         );
-        return Err(Refusal::invalid("tasks_per_node", message, "ask for fewer tasks or nodes"));
+        let hint = "ask for fewer tasks or nodes";
+        return Err(Refusal::invalid(field("tasks_per_node"), message, hint));
     }
     let hint = "a node has no more CPUs than that";
-    range("cpus_per_task", gang.cpus_per_task, 1, CPUS_PER_TASK_MAX, hint)?;
+    range(&field("cpus_per_task"), gang.cpus_per_task, 1, CPUS_PER_TASK_MAX, hint)?;
     let hint = "give bytes, or 0 for no wish";
-    range("memory_per_node_bytes", gang.memory_per_node.0, 0, MEMORY_MAX.0, hint)?;
+    range(&field("memory_per_node_bytes"), gang.memory_per_node.0, 0, MEMORY_MAX.0, hint)?;
+    let hint = "a whole GPU is 1000; for more, ask for more GPUs";
+    range(&field("gpu_milli"), gang.gpu_milli, 1, WHOLE_GPU, hint)?;
+    if gang.gpu_milli < WHOLE_GPU && (gang.nodes, gang.gpus_per_node) != (1, 1) {
+        let message = format!(
+            "a share of a GPU is asked for on {} nodes with {} GPUs each",
+            gang.nodes, gang.gpus_per_node
+        );
+        let hint = "a share is of one GPU of one node; ask for whole GPUs to have more";
+        return Err(Refusal::invalid(field("gpu_milli"), message, hint));
+    }
     match &gang.gpu_model {
-        Some(model) => label("gpu_model", model, NAME_CHARS_MAX),
+        Some(model) => label(&field("gpu_model"), model, NAME_CHARS_MAX),
         None => Ok(()),
     }
-}
-
-fn check_within(within: &[Within]) -> Checked {
-    count("within", within.len(), WITHIN_MAX, "name each level once")?;
-    let mut seen = BTreeSet::new();
-    for one in within {
-        label("within", &one.level, 63)?;
-        if !seen.insert(one.level.as_str()) {
-            let message = format!("the level {:?} is named twice", one.level);
-            return Err(Refusal::invalid("within", message, "name each level once"));
-        }
-    }
-    Ok(())
 }
 
 fn check_program(program: &Program) -> Checked {
@@ -286,6 +450,11 @@ mod tests {
         v1::JobSpec { argv: argv(&["/usr/bin/train", "--big"]), ..Default::default() }
     }
 
+    fn role(name: &str, nodes: u32, tasks_per_node: u32) -> v1::JobRole {
+        let gang = v1::Gang { nodes, tasks_per_node, ..Default::default() };
+        v1::JobRole { name: name.to_owned(), gang: Some(gang), placement: None }
+    }
+
     fn pairs(n: usize) -> BTreeMap<String, String> {
         (0..n).map(|i| (format!("K{i}"), "v".to_owned())).collect()
     }
@@ -325,6 +494,7 @@ mod tests {
     #[test]
     fn a_full_spec_survives_the_round_trip() {
         let within = |level: &str, required| v1::Within { level: level.to_owned(), required };
+        let slice = v1::Slice { nodes: 4, level: "leaf".to_owned(), required: true };
         let full = v1::JobSpec {
             name: "größer 模型".to_owned(),
             team: "nlp".to_owned(),
@@ -332,11 +502,48 @@ mod tests {
             tags: pairs(TAGS_MAX),
             nodes: 128,
             gpus_per_node: 8,
-            tasks_per_node: 512,
+            tasks_per_node: 508,
             cpus_per_task: 12,
             memory_per_node_bytes: 1 << 40,
             gpu_model: "h100".to_owned(),
-            within: vec![within("block", true), within("leaf", false)],
+            gpu_milli: 1_000,
+            tier: v1::Tier::Urgent.into(),
+            roles: vec![v1::JobRole {
+                name: "leader".to_owned(),
+                gang: Some(v1::Gang {
+                    nodes: 1,
+                    gpus_per_node: 1,
+                    tasks_per_node: 1,
+                    cpus_per_task: 2,
+                    memory_per_node_bytes: 1,
+                    gpu_model: String::new(),
+                    gpu_milli: 500,
+                }),
+                placement: Some(v1::Placement {
+                    within: vec![within("leaf", false)],
+                    ..Default::default()
+                }),
+            }],
+            placement: Some(v1::Placement {
+                within: vec![within("block", true), within("leaf", false)],
+                slices: vec![slice],
+                patience_ms: Some(60_000),
+                ..Default::default()
+            }),
+            begin_unix_ms: Some(1_800_000_000_000),
+            after: vec![v1::Dependency { job_id: 812, kind: v1::DependencyKind::AfterOk.into() }],
+            singleton: true,
+            hold: true,
+            min_nodes: Some(64),
+            spares: 2,
+            checkpoint: Some(v1::CheckpointPlan {
+                signal: Some(10),
+                notice_ms: 300_000,
+                restart_cost_ms: 60_000,
+                file: "ckpt/latest".to_owned(),
+                migratable: true,
+            }),
+            reservation: "course".to_owned(),
             priority: -1_000,
             time_limit_ms: Some(1_000),
             requeue: true,
@@ -349,6 +556,14 @@ mod tests {
         let spec = spec_from_wire(full.clone(), &caller(&[])).unwrap();
         assert_eq!(spec_to_wire(&spec), full);
         assert_eq!(spec_from_wire(spec_to_wire(&spec), &caller(&[])).unwrap(), spec);
+    }
+
+    #[test]
+    fn every_tier_survives_the_round_trip_and_none_is_normal() {
+        for tier in Tier::ALL {
+            assert_eq!(tier_from_wire(tier_to_wire(tier) as i32), Ok(tier));
+        }
+        assert_eq!(tier_from_wire(0), Ok(Tier::Normal));
     }
 
     #[test]
@@ -379,10 +594,64 @@ mod tests {
             ("tags", "empty", |s| {
                 s.tags.insert(String::new(), "v".to_owned());
             }),
-            ("within", "named twice", |s| {
-                let level = |required| v1::Within { level: "leaf".to_owned(), required };
-                s.within = vec![level(true), level(false)];
+            ("tier", "9 is no tier", |s| s.tier = 9),
+            ("gpu_milli", "1001", |s| (s.gpus_per_node, s.gpu_milli) = (1, 1_001)),
+            ("gpu_milli", "with 2 GPUs each", |s| (s.gpus_per_node, s.gpu_milli) = (2, 500)),
+            ("gpu_milli", "on 2 nodes", |s| {
+                (s.nodes, s.gpus_per_node, s.gpu_milli) = (2, 1, 500);
             }),
+            ("gpu_milli", "with 0 GPUs", |s| s.gpu_milli = 500),
+            ("spares", "beside a share", |s| {
+                (s.gpus_per_node, s.gpu_milli, s.spares) = (1, 500, 1);
+            }),
+            ("placement.within", "named twice", |s| {
+                let level = |required| v1::Within { level: "leaf".to_owned(), required };
+                let within = vec![level(true), level(false)];
+                s.placement = Some(v1::Placement { within, ..Default::default() });
+            }),
+            ("placement.slices", "does not divide the gang of 4", |s| {
+                let slices = vec![v1::Slice { nodes: 3, level: "leaf".to_owned(), required: true }];
+                s.nodes = 4;
+                s.placement = Some(v1::Placement { slices, ..Default::default() });
+            }),
+            ("min_nodes", "is 3, it must be 1 to 2", |s| (s.nodes, s.min_nodes) = (2, Some(3))),
+            ("min_nodes", "is 0", |s| s.min_nodes = Some(0)),
+            ("min_nodes", "no multiple of the slice of 2", |s| {
+                let slices = vec![v1::Slice { nodes: 2, level: "leaf".to_owned(), required: true }];
+                (s.nodes, s.min_nodes) = (4, Some(3));
+                s.placement = Some(v1::Placement { slices, ..Default::default() });
+            }),
+            ("roles.gang", "missing", |s| s.roles = vec![v1::JobRole::default()]),
+            ("roles[0].name", "empty", |s| s.roles = vec![role("", 1, 1)]),
+            ("roles[1].name", "two roles", |s| s.roles = vec![role("a", 1, 1), role("a", 1, 1)]),
+            ("roles[0].nodes", "65537", |s| s.roles = vec![role("a", 65_537, 1)]),
+            ("roles", "65537 nodes", |s| s.roles = vec![role("a", 65_536, 1)]),
+            ("roles", "65537 nodes", |s| s.spares = 65_536),
+            ("roles", "nodes, at most", |s| s.spares = u32::MAX),
+            ("roles", "66049 ranks", |s| {
+                s.tasks_per_node = 513;
+                s.roles = vec![role("a", 128, 512)];
+            }),
+            ("roles", "17 entries", |s| s.roles = vec![role("a", 1, 1); 17]),
+            ("roles[0].placement.patience_ms", "of its own", |s| {
+                let within = vec![v1::Within { level: "leaf".to_owned(), required: false }];
+                let patience_ms = Some(1);
+                let placement = v1::Placement { within, patience_ms, ..Default::default() };
+                s.roles = vec![v1::JobRole { placement: Some(placement), ..role("a", 1, 1) }];
+            }),
+            ("begin_unix_ms", "is -1", |s| s.begin_unix_ms = Some(-1)),
+            ("begin_unix_ms", "must be", |s| s.begin_unix_ms = Some(i64::MAX)),
+            ("after", "no job 0", |s| {
+                s.after = vec![v1::Dependency { job_id: 0, kind: 1 }];
+            }),
+            ("after", "129 entries", |s| {
+                s.after = (1..130).map(|job_id| v1::Dependency { job_id, kind: 1 }).collect();
+            }),
+            ("checkpoint.signal", "0 is no signal", |s| {
+                let plan = v1::CheckpointPlan { signal: Some(0), ..Default::default() };
+                s.checkpoint = Some(plan);
+            }),
+            ("reservation", "64 characters", |s| s.reservation = "x".repeat(64)),
             ("argv", "neither a program", |s| s.argv.clear()),
             ("argv", "neither a program", |s| s.argv = argv(&[""])),
             ("argv", "4097 entries", |s| s.argv = vec!["x".to_owned(); 4_097]),

@@ -14,6 +14,11 @@ fn inventory() -> NodeInventory {
         nvlink_domain: (index == 0).then(|| "8c1f.1".to_owned()),
         nic: Some("mlx5_0".to_owned()),
         rail: None,
+        mig: (index == 7).then(|| MigInstance {
+            parent: GpuId::parse("GPU-ffff").unwrap(),
+            profile: "1g.10gb".to_owned(),
+            memory_slices: 1,
+        }),
     };
     let nic = |name: &str, rdma: bool| Nic {
         name: name.to_owned(),
@@ -32,6 +37,10 @@ fn inventory() -> NodeInventory {
         driver_version: None,
         gpus: (0..8).map(gpu).collect(),
         nics: vec![nic("mlx5_0", true), nic("eth0", false)],
+        labels: [("nvidia.com/gpu.clique", "8c1f.1"), ("disk", "")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        neighbours: vec!["leaf-3".to_owned(), "leaf-4".to_owned()],
     }
 }
 
@@ -62,10 +71,12 @@ fn a_node_survives_the_round_trip() {
                 condition,
                 held_by: (i % 2 == 0).then_some(JobId(i as u64)),
                 team: (i % 2 == 0).then(|| TeamId::parse("nlp").unwrap()),
+                held_milli: 250,
             })
             .collect(),
         cpus_held: 12,
         last_seen: UnixMillis(-1),
+        map_doubts: vec!["it sees leaf-3, the map has it under leaf-4".to_owned()],
     };
     for state in [NodeState::Up, NodeState::Silent, NodeState::Lost] {
         let record = NodeRecord { state, ..record.clone() };
@@ -103,6 +114,20 @@ fn an_inventory_out_of_bounds_is_refused() {
         ("pci_bus_id", |i| i.gpus[0].pci_bus_id = "0".repeat(65)),
         ("nvlink_domain", |i| i.gpus[0].nvlink_domain = Some("x".repeat(129))),
         ("name", |i| i.nics[0].name.clear()),
+        ("mig.profile", |i| i.gpus[7].mig.as_mut().unwrap().profile.clear()),
+        ("mig.parent_uuid", |i| i.gpus[7].mig.as_mut().unwrap().parent_uuid.clear()),
+        ("mig.memory_slices", |i| i.gpus[7].mig.as_mut().unwrap().memory_slices = 0),
+        ("labels", |i| i.labels = (0..65).map(|n| (n.to_string(), String::new())).collect()),
+        ("labels", |i| drop(i.labels.insert("x".repeat(257), String::new()))),
+        ("labels", |i| drop(i.labels.insert(String::new(), String::new()))),
+        ("labels", |i| drop(i.labels.insert("a b".to_owned(), String::new()))),
+        ("labels", |i| drop(i.labels.insert("a=b".to_owned(), String::new()))),
+        ("labels.k", |i| drop(i.labels.insert("k".to_owned(), "x".repeat(257)))),
+        ("labels.k", |i| drop(i.labels.insert("k".to_owned(), "a\u{1b}[2J".to_owned()))),
+        ("labels.k", |i| drop(i.labels.insert("k".to_owned(), "a\u{202e}b".to_owned()))),
+        ("neighbours", |i| i.neighbours = (0..65).map(|n| n.to_string()).collect()),
+        ("neighbours", |i| i.neighbours[0] = "leaf\n3".to_owned()),
+        ("neighbours", |i| i.neighbours[1] = i.neighbours[0].clone()),
     ];
     for (field, spoil) in cases {
         let mut wire = inventory_to_wire(&inventory());
@@ -128,26 +153,4 @@ fn only_what_is_not_healthy_is_reported() {
     let mut missing = wire;
     missing.gpus[0].condition = None;
     assert_eq!(conditions_from_wire(missing).unwrap_err().field, "condition");
-}
-
-#[test]
-fn a_map_survives_the_round_trip_and_must_be_a_tree() {
-    let node = |n: &str| NodeId::parse(n).unwrap();
-    let path = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
-    let map = Topology {
-        levels: path("block", "leaf"),
-        nodes: BTreeMap::from([(node("n0"), path("b0", "l0")), (node("n1"), path("b0", "l1"))]),
-    };
-    let wire = topology_to_wire(&map, &[node("n9")]);
-    assert_eq!(topology_from_wire(wire.clone()), Ok((map, vec![node("n9")])));
-
-    let mut torn = wire.clone();
-    torn.nodes[1].domains = path("b1", "l0");
-    assert!(topology_from_wire(torn).unwrap_err().message.contains("l0 lies in both"));
-    let mut short = wire.clone();
-    short.nodes[0].domains.pop();
-    assert_eq!(topology_from_wire(short).unwrap_err().field, "domains");
-    let mut twice = wire;
-    twice.nodes[1].node = "n0".to_owned();
-    assert_eq!(topology_from_wire(twice).unwrap_err().field, "nodes");
 }

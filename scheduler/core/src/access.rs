@@ -9,6 +9,10 @@ pub enum Verb {
     /// Queue, nodes, topology, own usage: every person may.
     Look,
     ManageNodes,
+    /// Keep nodes over a time.
+    Reserve,
+    /// Ask for more than the usual turn, for jobs one may manage.
+    Prioritize,
     SeePrices,
     SetPrices,
     SeeAllUsage,
@@ -17,10 +21,12 @@ pub enum Verb {
 
 impl Verb {
     #[cfg(test)]
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Submit,
         Self::Look,
         Self::ManageNodes,
+        Self::Reserve,
+        Self::Prioritize,
         Self::SeePrices,
         Self::SetPrices,
         Self::SeeAllUsage,
@@ -32,6 +38,8 @@ impl Verb {
             Self::Submit => "submit jobs",
             Self::Look => "look at the cluster",
             Self::ManageNodes => "cordon, drain, uncordon or retire nodes",
+            Self::Reserve => "reserve nodes",
+            Self::Prioritize => "raise priorities or make jobs urgent",
             Self::SeePrices => "see prices",
             Self::SetPrices => "set prices",
             Self::SeeAllUsage => "see the usage of all teams",
@@ -44,7 +52,8 @@ impl Verb {
         match self {
             Self::Submit => &[Member, TeamAdmin, Operator, Admin],
             Self::Look | Self::SeePrices => &[Member, TeamAdmin, Operator, Finance, Admin],
-            Self::ManageNodes => &[Operator, Admin],
+            Self::ManageNodes | Self::Reserve => &[Operator, Admin],
+            Self::Prioritize => &[TeamAdmin, Operator, Admin],
             Self::SetPrices | Self::ManageTeams => &[Admin],
             Self::SeeAllUsage => &[Operator, Finance, Admin],
         }
@@ -88,7 +97,8 @@ pub fn may_see_content(who: &Principal, spec: &JobSpec) -> bool {
     }
 }
 
-pub fn may_cancel(who: &Principal, spec: &JobSpec) -> bool {
+/// Cancel, hold, release, update, signal.
+pub fn may_manage(who: &Principal, spec: &JobSpec) -> bool {
     match who.role {
         Role::Operator | Role::Admin => true,
         Role::TeamAdmin => spec.user == who.user || who.teams.contains(&spec.team),
@@ -120,10 +130,10 @@ mod tests {
         assert_eq!(
             table,
             "member: Submit Look SeePrices\n\
-             team-admin: Submit Look SeePrices\n\
-             operator: Submit Look ManageNodes SeePrices SeeAllUsage\n\
+             team-admin: Submit Look Prioritize SeePrices\n\
+             operator: Submit Look ManageNodes Reserve Prioritize SeePrices SeeAllUsage\n\
              finance: Look SeePrices SeeAllUsage\n\
-             admin: Submit Look ManageNodes SeePrices SetPrices SeeAllUsage ManageTeams\n"
+             admin: Submit Look ManageNodes Reserve Prioritize SeePrices SetPrices SeeAllUsage ManageTeams\n"
         );
     }
 }

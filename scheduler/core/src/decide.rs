@@ -1,310 +1,384 @@
-//! Whose turn it is, and who may fill in around whom.
+//! Whose turn it is, who may fill in around whom, and who has to leave for whom.
 //!
-//! One pass over the queue in its one total order. The first job that could start but does not fit
-//! reserves: a set of nodes and, where time limits allow, a date. Jobs after it start only where
-//! they do not delay it. The same snapshot always gives the same decision, and every job that does
-//! not start has its reason in it.
+//! In: a [`Snapshot`]. Out: a [`Decision`]: what starts now and where, of every other job why not,
+//! which places are kept for whom from when on, and which running jobs are asked to leave. One pass
+//! over the queue in the order of claims. The first [`RESERVATIONS`] jobs of a tier that could
+//! start but do not fit keep a place and a date, those behind them only where they do not delay
+//! them. The same snapshot always gives the same decision.
 
-use std::collections::{BTreeMap, HashMap};
+mod fit; // where a job would go now
+mod future; // when it would fit at the latest
+mod preempt; // who has to leave
+mod quota; // what its team may hold
+mod slots; // places and dates that are kept
+mod why; // why a job waits
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use tessera_model::{AttemptId, Gang, JobId, Lease, Millis, Place, UnixMillis, WaitReason, Within};
+use tessera_model::{
+    AttemptId, Eta, Gang, Hold, JobId, JobRole, Millis, Placement, TeamId, Tier, UnixMillis,
+    WaitReason,
+};
 
-use crate::cluster::Cluster;
-use crate::placement::{self, Chosen, NodeView, Pending, Snapshot};
+use crate::event::{LeaveWhy, PromiseCause};
+use crate::placement::request::RequestKey;
+use crate::placement::{NoFit, NodeSet, Placed, Seats, Space, Taken};
+use crate::promises::Slot;
+use crate::queue::Quotas;
+use crate::snapshot::{Pending, Snapshot};
+use crate::verify::Violation;
+
+use fit::{Ground, View};
+use future::End;
+use slots::Kept;
 
 /// Waiting jobs looked at in one pass; those behind wait for a later one.
 pub const DEPTH: usize = 1_000;
 
+/// Blocked jobs of a tier, and of those above it, that keep a place and a date in one pass.
+pub const RESERVATIONS: usize = 8;
+
+/// A kept place is promised once the job has waited so many percent of its tier's start SLA. Before
+/// that it is found anew in every pass, since the order may still change for the better of all;
+/// from then on it stands, and the job goes before those that were promised nothing.
+pub const PROMISE_AT_PERCENT: u64 = 66;
+
 /// A job whose way is blocked by jobs without a time limit holds nodes only after this long.
 pub const HOLD_AFTER: Millis = Millis::from_secs(600);
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Decision {
-    /// In queue order.
-    pub start: Vec<(JobId, Vec<Chosen>)>,
+    /// In the order of claims.
+    pub start: Vec<Start>,
     pub wait: BTreeMap<JobId, WaitReason>,
-    pub reservation: Option<Reservation>,
+    pub reservations: Vec<Reserved>,
+    /// What has to be said of promises, new and old.
+    pub promises: Vec<Promised>,
+    pub leave: Vec<Leave>,
+    pub holds: Vec<Hold>,
+    /// When to decide again though nothing has happened; `None`: nothing waits for a moment.
+    pub wake: Option<UnixMillis>,
+    /// Placements the verifier did not accept; must be empty. Filled in by [`crate::round`].
+    pub refused: Vec<Violation>,
 }
 
-/// What is kept for the first job that has to wait.
+#[derive(Debug, Clone)]
+pub struct Start {
+    pub job: JobId,
+    pub placed: Placed,
+}
+
+/// What is kept for a job that has to wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reservation {
+pub struct Reserved {
     pub job: JobId,
     /// When it starts at the latest; `None`: no date can be given.
     pub at: Option<UnixMillis>,
-    pub places: Vec<Chosen>,
+    pub taken: Vec<Taken>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Promised {
+    pub job: JobId,
+    pub at: Option<UnixMillis>,
+    pub cause: PromiseCause,
+    pub slot: Option<Arc<Slot>>,
+    pub eta: Option<Eta>,
+}
+
+/// An attempt that has to leave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Leave {
+    pub attempt: AttemptId,
+    pub why: LeaveWhy,
+    pub deadline: UnixMillis,
 }
 
 /// Picks what to start now, and says of every other job why not.
 pub fn decide(snapshot: &Snapshot) -> Decision {
-    let mut pass = Pass {
-        snapshot,
-        free: snapshot.nodes.clone(),
-        unreserved: None,
-        decision: Decision::default(),
-        failed: HashMap::new(),
-    };
-    for (position, job) in snapshot.pending.iter().enumerate() {
-        let ahead = u32::try_from(position).unwrap_or(u32::MAX);
-        let outcome = if position >= DEPTH {
-            Err(WaitReason::NotReached { ahead })
-        } else {
-            pass.try_start(job)
-        };
-        match outcome {
-            Ok(chosen) => pass.decision.start.push((job.job, chosen)),
-            Err(reason) => {
-                pass.decision.wait.insert(job.job, reason);
-            }
-        }
-    }
+    decide_with(snapshot, &mut Seats::default())
+}
+
+/// The same, with a packer that remembers earlier rounds, which makes it quicker and no different.
+pub(crate) fn decide_with(snapshot: &Snapshot, seats: &mut Seats) -> Decision {
+    let mut pass = Pass::new(snapshot, RESERVATIONS);
+    std::mem::swap(&mut pass.seats, seats);
+    pass.run(snapshot.queue.len());
+    std::mem::swap(&mut pass.seats, seats);
     pass.decision
 }
 
-struct Pass<'a> {
+/// All of a job that a search looks at.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Shape<'a> {
+    gang: &'a Gang,
+    roles: &'a [JobRole],
+    placement: &'a Placement,
+    spares: u32,
+    min_nodes: Option<u32>,
+}
+
+/// One walk through the queue.
+#[derive(Clone)]
+pub(crate) struct Pass<'a> {
     snapshot: &'a Snapshot,
+    /// How many blocked jobs keep a place.
+    reservations: usize,
     /// What is free, less what this pass has given out.
-    free: Vec<NodeView>,
-    /// The same, less what is reserved; made with the reservation.
-    unreserved: Option<Vec<NodeView>>,
-    decision: Decision,
-    /// Shapes that did not fit in this pass: what is free only shrinks, so they need no second look.
-    failed: HashMap<(&'a Gang, &'a [Within], bool), WaitReason>,
+    free: Space,
+    /// Chooses nodes for jobs of a single one.
+    seats: Seats,
+    quotas: Quotas,
+    /// The same, less the places kept that a job must leave alone; by the set of those, as bits.
+    views: BTreeMap<u64, View>,
+    /// Nodes closed to a job, by what keeps it out.
+    grounds: Vec<Ground>,
+    /// Places kept; bit i of a view is slot i.
+    slots: Vec<Kept>,
+    /// Promises that cannot be kept, and why; until a new one is made.
+    broken: Vec<(JobId, PromiseCause)>,
+    /// What did not fit in this pass: what is free only shrinks, so it needs no second look.
+    failed: HashMap<(RequestKey, u64, usize), NoFit>,
+    /// What this pass has started, and when it is back.
+    started: Vec<(Option<UnixMillis>, Tier, Arc<[Taken]>)>,
+    /// Shapes seen in this pass, numbered. A thousand alike jobs are searched for once.
+    shapes: HashMap<Shape<'a>, usize>,
+    /// Why jobs of a shape wait that meet the same places kept and the same closed nodes.
+    reasons: HashMap<(usize, u64, usize), WaitReason>,
+    /// Proofs that a shape can never start.
+    never: HashMap<usize, Option<String>>,
+    /// What comes back when, by tier; until something starts.
+    ends: BTreeMap<Tier, Arc<Vec<End>>>,
+    /// All that was running, gone; made when it is asked for.
+    emptied: Option<Arc<Space>>,
+    /// Whether others may be asked to leave.
+    may_preempt: bool,
+    /// Plans looked for so far, and questions to which there was none.
+    plans: u32,
+    no_plan: HashSet<(usize, usize, Tier, TeamId)>,
+    /// The tier whose kept places are in force; those of lower ones give way.
+    tier: Option<Tier>,
+    /// Nodes that this pass keeps for those others leave for; closed to all that come after.
+    held: NodeSet,
+    /// Attempts that this pass asks to leave.
+    leaving: Vec<AttemptId>,
+    pub(crate) decision: Decision,
 }
 
 impl<'a> Pass<'a> {
-    fn try_start(&mut self, job: &'a Pending) -> Result<Vec<Chosen>, WaitReason> {
-        if let Some(until) = job.not_before.filter(|t| *t > self.snapshot.now) {
+    pub(crate) fn new(snapshot: &'a Snapshot, reservations: usize) -> Self {
+        Self {
+            snapshot,
+            reservations,
+            free: snapshot.space.clone(),
+            seats: Seats::default(),
+            quotas: snapshot.quotas.clone(),
+            views: BTreeMap::new(),
+            grounds: Vec::new(),
+            slots: Vec::new(),
+            broken: Vec::new(),
+            failed: HashMap::new(),
+            shapes: HashMap::new(),
+            reasons: HashMap::new(),
+            never: HashMap::new(),
+            ends: BTreeMap::new(),
+            started: Vec::new(),
+            emptied: None,
+            may_preempt: true,
+            plans: 0,
+            no_plan: HashSet::new(),
+            tier: None,
+            held: NodeSet::new(snapshot.space.len()),
+            leaving: Vec::new(),
+            decision: Decision::default(),
+        }
+    }
+
+    /// Looks at the first `count` jobs.
+    pub(crate) fn run(&mut self, count: usize) {
+        let snapshot = self.snapshot;
+        for (position, job) in snapshot.queue.iter().enumerate().take(count) {
+            let ahead = u32::try_from(position).unwrap_or(u32::MAX);
+            let outcome = if position >= DEPTH && job.promise.is_none() {
+                Err(WaitReason::NotReached { ahead })
+            } else {
+                self.turn(job)
+            };
+            match outcome {
+                Ok(placed) => self.decision.start.push(Start { job: job.job, placed }),
+                Err(reason) => {
+                    self.decision.wait.insert(job.job, reason);
+                }
+            }
+        }
+        self.clear_the_way();
+        self.report_slots();
+        for closure in &snapshot.closures {
+            self.wake_at(closure.from);
+            closure.until.into_iter().for_each(|until| self.wake_at(until));
+        }
+    }
+
+    /// One job's turn: it starts, or keeps a place, or makes room, or just waits.
+    pub(crate) fn turn(&mut self, job: &'a Pending) -> Result<Placed, WaitReason> {
+        self.enter(job.tier());
+        let now = self.snapshot.now;
+        if let Some(until) = job.not_before.filter(|t| *t > now) {
+            self.withdraw(job.job);
+            self.wake_at(until);
             return Err(WaitReason::BackingOff { until });
         }
-        let ends_in_time = self.ends_before_reservation(job);
-        let shape = (&job.gang, job.within.as_slice(), ends_in_time);
-        if job.avoid.is_empty()
-            && let Some(reason) = self.failed.get(&shape)
-        {
-            return Err(reason.clone());
+        let ground = self.ground(job, now, job.ends(now))?;
+        let mask = self.mask(job, job.ends(now));
+        if let Some(reason) = self.over_quota(job, mask) {
+            self.withdraw(job.job);
+            return Err(reason);
         }
-        let nodes = match &self.unreserved {
-            Some(unreserved) if !ends_in_time => unreserved,
-            _ => &self.free,
+        let shape = self.shape(job);
+        let alike = (shape, mask, ground);
+        let plain = self.is_plain(job, mask);
+        let known = self.reasons.get(&alike).filter(|_| plain).cloned();
+        let outcome = match known {
+            Some(reason) => Err(reason),
+            None => self.try_now(job, ground).map_err(|no| self.why_not(job, shape, ground, no)),
         };
-        let levels = &self.snapshot.levels;
-        match placement::place(nodes, levels, &job.gang, &job.within, &job.avoid) {
-            Ok(chosen) => {
-                self.take(job, &chosen);
-                Ok(chosen)
-            }
-            Err(no) => {
-                let reason = self.why_not(job, no, ends_in_time);
-                if job.avoid.is_empty() {
-                    self.failed.insert(shape, reason.clone());
+        match outcome {
+            Ok(placed) => {
+                if let Some(reason) = self.over_quota_at(job, mask, &placed) {
+                    self.withdraw(job.job);
+                    return Err(reason);
                 }
+                self.start(job, &placed);
+                Ok(placed)
+            }
+            Err(reason) => {
+                if plain {
+                    self.reasons.insert(alike, reason.clone());
+                }
+                if matches!(reason, WaitReason::Infeasible { .. }) {
+                    self.withdraw(job.job);
+                    return Err(reason);
+                }
+                if let Some(making_room) = self.make_room(job, shape, ground, &reason) {
+                    return Err(making_room);
+                }
+                if let WaitReason::Patience { until, .. } = &reason {
+                    self.wake_at(*until);
+                }
+                self.keep_place(job);
                 Err(reason)
             }
         }
     }
 
-    fn ends_before_reservation(&self, job: &Pending) -> bool {
-        match (&self.decision.reservation, job.time_limit) {
-            (None, _) => true,
-            (Some(Reservation { at: Some(at), .. }), Some(limit)) => {
-                self.snapshot.now.plus(limit) <= *at
-            }
-            (Some(_), _) => false,
+    fn shape(&mut self, job: &'a Pending) -> usize {
+        let spec = &job.spec;
+        let shape = Shape {
+            gang: &spec.gang,
+            roles: &spec.roles,
+            placement: &spec.placement,
+            spares: spec.spares,
+            min_nodes: spec.min_nodes,
+        };
+        let next = self.shapes.len();
+        *self.shapes.entry(shape).or_insert(next)
+    }
+
+    /// Whether what holds for its shape holds for the job: nothing of its own comes in.
+    fn is_plain(&self, job: &Pending, mask: u64) -> bool {
+        job.avoid.is_empty()
+            && job.former.is_empty()
+            && job.shrink_to.is_none()
+            && job.insists_until().is_none()
+            && (self.quotas.is_empty() || self.closed_by_quota(job, mask).is_none())
+    }
+
+    /// Something changes then by itself.
+    fn wake_at(&mut self, at: UnixMillis) {
+        if at > self.snapshot.now {
+            let wake = &mut self.decision.wake;
+            *wake = Some(wake.map_or(at, |before| before.min(at)));
         }
     }
 
-    fn take(&mut self, job: &Pending, chosen: &[Chosen]) {
-        let (cpus, memory) = (job.gang.cpus_per_node(), job.gang.memory_per_node.0);
-        for c in chosen {
-            self.free[c.node].take(c.gpus, cpus, memory);
-            if let Some(unreserved) = &mut self.unreserved {
-                let node = &mut unreserved[c.node];
-                // A job that ends in time may stand on reserved ground, which is not counted here.
-                node.free &= !c.gpus;
-                node.cpus_free = node.cpus_free.saturating_sub(cpus);
-                node.memory_free = node.memory_free.saturating_sub(memory);
-            }
+    /// What it takes is gone from every view.
+    fn start(&mut self, job: &Pending, placed: &Placed) {
+        let taken: Arc<[Taken]> = placed.taken(&job.spec).collect();
+        self.drop_slot(job.job);
+        self.quotas.take(&self.free, &job.spec, &taken);
+        for view in self.views.values_mut() {
+            view.quotas.take(&self.free, &job.spec, &taken);
+            taken.iter().for_each(|t| view.space.take(t));
         }
+        taken.iter().for_each(|t| self.free.take(t));
+        self.ends.clear();
+        self.started.push((job.ends(self.snapshot.now), job.tier(), taken));
     }
+}
 
-    fn why_not(&mut self, job: &Pending, no: placement::NoFit, ends_in_time: bool) -> WaitReason {
+/// What `explain` asks of a pass.
+impl<'a> Pass<'a> {
+    /// Looks at the first `count` jobs, and says nothing of it.
+    pub(crate) fn walk(&mut self, count: usize) {
         let snapshot = self.snapshot;
-        let (levels, gang) = (&snapshot.levels, &job.gang);
-        if let Err(proof) = placement::could_ever_fit(&snapshot.nodes, levels, gang, &job.within) {
-            return WaitReason::Infeasible { proof };
-        }
-        match &self.decision.reservation {
-            Some(reservation) if !ends_in_time => {
-                let fits_but_for_it =
-                    placement::place(&self.free, levels, gang, &job.within, &job.avoid).is_ok();
-                if fits_but_for_it {
-                    let (job, at) = (reservation.job, reservation.at);
-                    return WaitReason::HeldForReservation { job, at };
-                }
-            }
-            Some(_) => {}
-            None => self.reserve(job),
-        }
-        no.reason(gang)
-    }
-
-    /// Keeps the earliest place and date for the job: free what ends first until it fits.
-    fn reserve(&mut self, job: &Pending) {
-        let snapshot = self.snapshot;
-        let mut ends: Vec<(UnixMillis, usize)> = snapshot
-            .releases
-            .iter()
-            .enumerate()
-            .filter_map(|(i, r)| Some((r.at?.max(snapshot.now), i)))
-            .collect();
-        // Jobs started in this pass end, too.
-        let started: Vec<(UnixMillis, Vec<Chosen>, u32, u64)> = self.started_now();
-        ends.extend(started.iter().enumerate().map(|(i, s)| (s.0, snapshot.releases.len() + i)));
-        ends.sort();
-        let after = |count: usize| {
-            let mut nodes = self.free.clone();
-            for (_, i) in &ends[..count] {
-                match snapshot.releases.get(*i) {
-                    Some(release) => give(&mut nodes, &release.places),
-                    None => {
-                        let (_, chosen, cpus, memory) = &started[*i - snapshot.releases.len()];
-                        chosen.iter().for_each(|c| nodes[c.node].give(c.gpus, *cpus, *memory));
-                    }
-                }
-            }
-            placement::place(&nodes, &snapshot.levels, &job.gang, &job.within, &job.avoid)
-        };
-        // More ends never make it fit worse, so the first that suffices is found by halving.
-        let (mut low, mut high) = (0, ends.len());
-        let dated = after(high).is_ok();
-        while dated && low < high {
-            let middle = (low + high) / 2;
-            if after(middle).is_ok() { high = middle } else { low = middle + 1 }
-        }
-        let reservation = if dated {
-            let at = low.checked_sub(1).map_or(snapshot.now, |last| ends[last].0);
-            after(low).ok().map(|places| Reservation { job: job.job, at: Some(at), places })
-        } else if snapshot.now.since(job.submitted_at) >= HOLD_AFTER {
-            self.undated_places(job).map(|places| Reservation { job: job.job, at: None, places })
-        } else {
-            None
-        };
-        if let Some(reservation) = reservation {
-            let mut unreserved = self.free.clone();
-            for c in &reservation.places {
-                let node = &mut unreserved[c.node];
-                node.free &= !c.gpus;
-                node.cpus_free = node.cpus_free.saturating_sub(job.gang.cpus_per_node());
-                node.memory_free = node.memory_free.saturating_sub(job.gang.memory_per_node.0);
-            }
-            self.unreserved = Some(unreserved);
-            self.failed.clear();
-            self.decision.reservation = Some(reservation);
+        for job in snapshot.queue.iter().take(count) {
+            // Whether it starts or waits shows in what is left.
+            let _ = self.turn(job);
         }
     }
 
-    /// Where the job would go if every running job ended: what is kept when no date can be given.
-    fn undated_places(&self, job: &Pending) -> Option<Vec<Chosen>> {
-        let mut nodes = self.free.clone();
-        self.snapshot.releases.iter().for_each(|r| give(&mut nodes, &r.places));
-        placement::place(&nodes, &self.snapshot.levels, &job.gang, &job.within, &job.avoid).ok()
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.snapshot.now
     }
 
-    fn started_now(&self) -> Vec<(UnixMillis, Vec<Chosen>, u32, u64)> {
-        let by_id: HashMap<JobId, &Pending> =
-            self.snapshot.pending.iter().map(|p| (p.job, p)).collect();
-        let of = |(id, chosen): &(JobId, Vec<Chosen>)| {
-            let job = by_id.get(id)?;
-            let end = self.snapshot.now.plus(job.time_limit?);
-            let (cpus, memory) = (job.gang.cpus_per_node(), job.gang.memory_per_node.0);
-            Some((end, chosen.clone(), cpus, memory))
-        };
-        self.decision.start.iter().filter_map(of).collect()
+    pub(crate) fn snapshot(&self) -> &'a Snapshot {
+        self.snapshot
     }
-}
 
-fn give(nodes: &mut [NodeView], places: &[(usize, u64, u32, u64)]) {
-    for (node, gpus, cpus, memory) in places {
-        nodes[*node].give(*gpus, *cpus, *memory);
+    pub(crate) fn free(&self) -> &Space {
+        &self.free
     }
-}
 
-/// The lease that follows from a placement. Before it is granted, `verify` has to accept it.
-pub fn lease(
-    cluster: &Cluster,
-    snapshot: &Snapshot,
-    job: JobId,
-    chosen: &[Chosen],
-) -> Option<Lease> {
-    let job = cluster.jobs.get(job)?;
-    let gang = &job.spec.gang;
-    let place = |c: &Chosen| {
-        let node = &snapshot.nodes[c.node];
-        let gpus = node.gpus.iter().enumerate().filter(|(i, _)| c.gpus >> i & 1 == 1);
-        Place {
-            node: node.id.clone(),
-            session: node.session,
-            gpus: gpus.map(|(_, g)| g.id.clone()).collect(),
-            cpus: gang.cpus_per_node(),
-            memory: gang.memory_per_node,
+    /// Places kept: for whom, from when on, and how many nodes.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (JobId, Option<UnixMillis>, usize)> + '_ {
+        self.slots.iter().filter(|s| s.live).map(|s| (s.job, s.at, s.taken.len()))
+    }
+
+    /// From when on a place is kept for the job.
+    pub(crate) fn kept_for(&self, job: JobId) -> Option<UnixMillis> {
+        self.slots.iter().find(|s| s.live && s.job == job).and_then(|s| s.at)
+    }
+
+    /// When a job would start if it had its turn now; only whether it would at once, if asked so.
+    pub(crate) fn when(&self, job: &Pending, only_now: bool) -> Option<UnixMillis> {
+        let mut pass = self.clone();
+        pass.enter(job.tier());
+        let now = self.snapshot.now;
+        let ground = pass.ground(job, now, job.ends(now)).ok();
+        if ground.is_some_and(|ground| pass.try_now(job, ground).is_ok()) {
+            return Some(now);
         }
-    };
-    Some(Lease {
-        attempt: AttemptId { job: job.id, number: job.attempt.map_or(1, |a| a.number + 1) },
-        epoch: cluster.epoch,
-        places: chosen.iter().map(place).collect(),
-    })
-}
-
-/// When the job at `target` starts at the latest: this very decision, made again at each future
-/// end, with every job using its whole limit. `None` when no date follows from what is known.
-pub fn forecast(snapshot: &Snapshot, target: JobId) -> Option<UnixMillis> {
-    /// Ends looked at before giving up.
-    const STEPS: usize = 2_000;
-    let mut snapshot = snapshot.clone();
-    // What stands behind the job cannot delay it by more than the reservation allows.
-    let position = snapshot.pending.iter().position(|p| p.job == target)?;
-    snapshot.pending.truncate(position + 1);
-    let limits: HashMap<JobId, (Option<Millis>, Arc<Gang>)> = snapshot
-        .pending
-        .iter()
-        .map(|p| (p.job, (p.time_limit, Arc::new(p.gang.clone()))))
-        .collect();
-    for _ in 0..STEPS {
-        let decision = decide(&snapshot);
-        for (id, chosen) in &decision.start {
-            if *id == target {
-                return Some(snapshot.now);
-            }
-            let (limit, gang) = &limits[id];
-            let (cpus, memory) = (gang.cpus_per_node(), gang.memory_per_node.0);
-            chosen.iter().for_each(|c| snapshot.nodes[c.node].take(c.gpus, cpus, memory));
-            snapshot.releases.push(crate::placement::Release {
-                attempt: AttemptId { job: *id, number: 0 },
-                at: limit.map(|l| snapshot.now.plus(l)),
-                places: chosen.iter().map(|c| (c.node, c.gpus, cpus, memory)).collect(),
-            });
+        let space = &self.snapshot.space;
+        if only_now || crate::placement::could_ever_fit(space, &job.spec).is_err() {
+            return None;
         }
-        let started: Vec<JobId> = decision.start.iter().map(|(id, _)| *id).collect();
-        snapshot.pending.retain(|p| !started.contains(&p.job));
-        // Go on to the next instant at which anything can change.
-        let ends = snapshot.releases.iter().filter_map(|r| r.at);
-        let waits = snapshot.pending.iter().filter_map(|p| p.not_before);
-        let next = ends.chain(waits).filter(|t| *t > snapshot.now).min();
-        let overdue = snapshot.releases.iter().any(|r| r.at.is_some_and(|t| t <= snapshot.now));
-        let now = match next {
-            _ if overdue => snapshot.now,
-            Some(next) => next,
-            None => return None,
-        };
-        snapshot.now = now;
-        let (ended, running) =
-            snapshot.releases.into_iter().partition(|r| r.at.is_some_and(|t| t <= now));
-        snapshot.releases = running;
-        let ended: Vec<crate::placement::Release> = ended;
-        ended.iter().for_each(|r| give(&mut snapshot.nodes, &r.places));
+        let ends = pass.ends(job.tier());
+        let at = pass.earliest(job, &ends, None).map(|(at, _)| at);
+        at.map(|at| at.max(now.plus(crate::snapshot::ENDS_WITHIN)))
     }
-    None
+
+    /// The limit with which a job would be out before the first place kept is due.
+    pub(crate) fn gap(&self) -> Option<Millis> {
+        let now = self.snapshot.now;
+        let due = self.slots.iter().filter(|s| s.live).filter_map(|s| s.at).max()?;
+        crate::explain::limit_until(now, due)
+    }
+
+    /// The level one above, in its fabric.
+    pub(crate) fn wider_level(&self, level: &str) -> Option<String> {
+        let layout = &self.snapshot.space.layout;
+        let (tree, depth) = layout.level(level)?;
+        Some(layout.trees[tree].levels[depth.checked_sub(1)?].name.clone())
+    }
 }

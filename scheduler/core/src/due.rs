@@ -52,7 +52,10 @@ pub fn due(cluster: &Cluster, now: UnixMillis, limits: &Limits) -> Vec<Event> {
     for (id, attempt) in cluster.jobs.attempts.iter().filter(|(_, a)| !a.settled) {
         let overdue = match attempt.phase {
             Phase::Running => {
-                attempt.deadline().is_some_and(|d| d <= now).then_some(StopWhy::TimeLimit)
+                let left = attempt.leave.as_ref().filter(|l| l.deadline <= now);
+                let left = left.map(|l| StopWhy::Left { why: l.why.clone() });
+                let limit = attempt.deadline().is_some_and(|d| d <= now);
+                left.or(limit.then_some(StopWhy::TimeLimit))
             }
             Phase::Preparing | Phase::Committed { .. }
                 // After a restart, agents get as long again to say what they have started.
@@ -76,6 +79,19 @@ pub fn due(cluster: &Cluster, now: UnixMillis, limits: &Limits) -> Vec<Event> {
             events.push(Event::AttemptStopping { attempt: *id, why });
         }
     }
+    // Begin times, waits between two tries, reservations that open: what parks a job by time.
+    if cluster.jobs.next_wake().is_some_and(|at| at <= now) {
+        events.push(Event::TimePassed);
+    }
+    let holds = cluster.holds.values().filter(|h| h.until <= now);
+    events.extend(holds.map(|h| Event::HoldEnded { job: h.job }));
+    let over = cluster.reservations.values().filter(|r| r.until <= now);
+    events.extend(over.map(|r| Event::ReservationEnded { name: r.name.clone(), by: None }));
+    let marks = cluster.marks.values().filter(|m| m.until.is_some_and(|u| u <= now));
+    events.extend(marks.map(|m| {
+        let mark = tessera_model::DomainMark { health: 100, until: None, ..m.clone() };
+        Event::DomainMarked { mark }
+    }));
     events
 }
 

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tessera_model::topology::Topology;
 use tessera_model::usage::PriceVersion;
 use tessera_model::{
-    AttemptId, Cordon, Epoch, GpuCondition, GpuId, JobId, JobSpec, Lease, NodeId, NodeInventory,
-    Principal, SessionId, TaskEnd, TeamId, UnixMillis, UserId,
+    AttemptId, Certificate, Cordon, DomainMark, Epoch, Eta, GpuCondition, GpuId, Hold, JobChange, JobId,
+    JobSpec, Lease, NodeId, NodeInventory, Principal, Reservation, SessionId, TaskEnd, TeamId,
+    TeamShare, Topology, UnixMillis, UserId,
 };
+
+use crate::promises::Slot;
 
 /// An event and when the writer took it in. Stamps never go back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,14 +29,35 @@ pub enum Event {
     EpochBegan {
         epoch: Epoch,
     },
+    /// Nothing has happened but that time went on: a job's begin has come, a pause is over.
+    TimePassed,
     TopologyLoaded {
         topology: Topology,
+    },
+
+    /// A domain's links are not what they should be, or are again (health 100).
+    DomainMarked {
+        mark: DomainMark,
     },
 
     TeamCreated {
         team: TeamId,
         description: String,
         by: UserId,
+    },
+    /// Where the team stands in the tree, its weight and its quotas.
+    TeamShared {
+        team: TeamId,
+        share: TeamShare,
+        by: UserId,
+    },
+    ReservationMade {
+        reservation: Reservation,
+    },
+    /// Taken back, or over.
+    ReservationEnded {
+        name: String,
+        by: Option<UserId>,
     },
     /// `hash` is the SHA-256 of the secret, in hex; the secret itself is nowhere.
     TokenIssued {
@@ -112,12 +135,72 @@ pub enum Event {
         key: Option<String>,
         spec: Arc<JobSpec>,
     },
+    /// Tasks of an array: the jobs `first`, `first + 1`, … in the order of `indices`.
+    ArraySubmitted {
+        first: JobId,
+        key: Option<String>,
+        spec: Arc<JobSpec>,
+        indices: Vec<u32>,
+        /// Tasks that may run at once; 0: all.
+        throttle: u32,
+    },
     CancelRequested {
         job: JobId,
         by: UserId,
     },
+    JobHeld {
+        job: JobId,
+        by: UserId,
+    },
+    JobReleased {
+        job: JobId,
+        by: UserId,
+    },
+    JobUpdated {
+        job: JobId,
+        change: JobChange,
+        by: UserId,
+    },
+    SignalRequested {
+        job: JobId,
+        signal: i32,
+        by: UserId,
+    },
+    /// Work up to now is safe: said by the job's owner, by the job itself, or seen in its file.
+    CheckpointReported {
+        attempt: AttemptId,
+    },
+    /// A gang was promised a start, or the promise has changed.
+    PromiseMade {
+        job: JobId,
+        /// `None`: withdrawn. Every event has an `at` of its own.
+        #[serde(rename = "start")]
+        at: Option<UnixMillis>,
+        cause: PromiseCause,
+        /// The place that is kept for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        slot: Option<Arc<Slot>>,
+        /// The time of arrival that was shown with it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eta: Option<Eta>,
+    },
+    /// The attempt has to leave: it is told now, and stopped at `deadline`, or once it says that
+    /// its work is safe.
+    LeaveAsked {
+        attempt: AttemptId,
+        why: LeaveWhy,
+        deadline: UnixMillis,
+    },
+    /// Nodes are kept for a job while others leave them.
+    HoldPlaced {
+        hold: Hold,
+    },
+    HoldEnded {
+        job: JobId,
+    },
     LeaseGranted {
         lease: Lease,
+        certificate: Certificate,
     },
     /// Every node is ready: they are told to start, with the address of rank 0.
     GangCommitted {
@@ -154,7 +237,7 @@ pub enum Event {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "why", rename_all = "snake_case")]
+#[serde(tag = "reason", rename_all = "snake_case")]
 pub enum StopWhy {
     Cancelled,
     TimeLimit,
@@ -167,6 +250,54 @@ pub enum StopWhy {
     LaunchTimeout {
         missing: Vec<NodeId>,
     },
+    /// It was asked to leave, and its notice is over or its work is safe.
+    Left {
+        why: LeaveWhy,
+    },
+}
+
+/// For what a job has to leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "for", rename_all = "snake_case")]
+pub enum LeaveWhy {
+    /// A job of a higher tier needs the place.
+    Preempted { by: JobId },
+    /// A team wants back what it is guaranteed.
+    Reclaimed { by: JobId },
+    /// It goes on with fewer nodes, so that another can start.
+    Shrunk { by: JobId, nodes: u32 },
+    /// It goes on elsewhere, so that a larger gang finds a whole domain.
+    Moved { by: JobId },
+}
+
+impl LeaveWhy {
+    /// The job that gains.
+    pub fn by(&self) -> JobId {
+        match self {
+            Self::Preempted { by }
+            | Self::Reclaimed { by }
+            | Self::Shrunk { by, .. }
+            | Self::Moved { by } => *by,
+        }
+    }
+}
+
+/// Why a promised start is what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromiseCause {
+    /// The first one.
+    Reserved,
+    /// Something ended earlier than it had to.
+    Earlier,
+    /// A node or GPU was lost, cordoned or reserved.
+    LostCapacity,
+    /// A job of a higher tier, or one with an older claim, went before.
+    Overtaken,
+    /// Its owner or an operator changed it.
+    Changed,
+    /// It started, was cancelled, or no date can be given any more.
+    Over,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,8 +318,13 @@ impl Event {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::EpochBegan { .. } => "epoch_began",
+            Self::TimePassed => "time_passed",
             Self::TopologyLoaded { .. } => "topology_loaded",
+            Self::DomainMarked { .. } => "domain_marked",
             Self::TeamCreated { .. } => "team_created",
+            Self::TeamShared { .. } => "team_shared",
+            Self::ReservationMade { .. } => "reservation_made",
+            Self::ReservationEnded { .. } => "reservation_ended",
             Self::TokenIssued { .. } => "token_issued",
             Self::TokenRevoked { .. } => "token_revoked",
             Self::JoinTokenIssued { .. } => "join_token_issued",
@@ -204,7 +340,17 @@ impl Event {
             Self::NodeUncordoned { .. } => "node_uncordoned",
             Self::NodeRetired { .. } => "node_retired",
             Self::JobSubmitted { .. } => "job_submitted",
+            Self::ArraySubmitted { .. } => "array_submitted",
             Self::CancelRequested { .. } => "cancel_requested",
+            Self::JobHeld { .. } => "job_held",
+            Self::JobReleased { .. } => "job_released",
+            Self::JobUpdated { .. } => "job_updated",
+            Self::SignalRequested { .. } => "signal_requested",
+            Self::CheckpointReported { .. } => "checkpoint_reported",
+            Self::PromiseMade { .. } => "promise_made",
+            Self::LeaveAsked { .. } => "leave_asked",
+            Self::HoldPlaced { .. } => "hold_placed",
+            Self::HoldEnded { .. } => "hold_ended",
             Self::LeaseGranted { .. } => "lease_granted",
             Self::GangCommitted { .. } => "gang_committed",
             Self::AttemptRunning { .. } => "attempt_running",

@@ -1,38 +1,53 @@
-//! The reasons, for people. Everything here is read off the decision and the snapshot it was made
-//! from; the ladder shows each constraint in the order a search meets them.
+//! The reasons, for people: the one that counts, the ladder behind it, what was promised and what
+//! can be expected, and which changes would help.
+//!
+//! In: a snapshot and a job, real or imagined. Out: an [`Explanation`]. Nothing is guessed: the
+//! answer comes from the very pass that decides, and each change is put to it, too. To take a
+//! [`Question`] off the cluster is quick; to answer it means to decide some dozens of times, which
+//! is done elsewhere than where the cluster is.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod changes; // what would help
+mod ladder; // what was asked, and what there is
+
+use std::collections::BTreeMap;
 
 use tessera_model::{
-    Explanation, JobId, JobRecord, JobSpec, JobState, Rung, Strength, UnixMillis, Verdict,
-    WaitReason,
+    Explanation, JobId, JobRecord, JobSpec, JobState, NodeId, UnixMillis, Verdict, WaitReason,
 };
 
 use crate::cluster::Cluster;
-use crate::decide::{self, Decision};
+use crate::decide::{DEPTH, Pass};
 use crate::job_table::Job;
-use crate::placement::{self, NodeView, Pending, Snapshot};
+use crate::placement::Placed;
+use crate::queue;
+use crate::snapshot::{Pending, Snapshot};
 
-/// All that an answer is made from. To take it off the cluster is quick; to answer means to decide
-/// many times over, which is done elsewhere than where the cluster is.
+pub(crate) use changes::limit_until;
+
+/// Blocked jobs before the one in question whose places are worked out; with more before it, no
+/// date is given.
+const RESERVATIONS: usize = 48;
+/// Nodes of a place that are named.
+const NODES_SHOWN: usize = 64;
+
+/// All that an answer is made from.
 pub enum Question {
     /// There is nothing to find out.
-    Answered(Explanation),
+    Answered(Box<Explanation>),
     Waiting {
-        snapshot: Snapshot,
+        snapshot: Box<Snapshot>,
+        /// In the snapshot's queue.
         position: usize,
+        /// `None` for a job that was only imagined.
         id: Option<JobId>,
-        known: Option<WaitReason>,
     },
 }
 
 impl Question {
     pub fn answer(self) -> Explanation {
         match self {
-            Self::Answered(explanation) => explanation,
-            Self::Waiting { snapshot, position, id, known } => {
-                waiting(&snapshot, position, id, known)
-            }
+            Self::Answered(explanation) => *explanation,
+            Self::Waiting { snapshot, position, id } => waiting(&snapshot, position, id),
         }
     }
 }
@@ -45,12 +60,25 @@ pub fn told(record: &JobRecord) -> Explanation {
         summary += &format!(": {}", record.reason);
     }
     Explanation {
-        job: Some(record.id),
+        expected_start: record.started_at,
+        promised: record.promised_at,
+        place: record.nodes.iter().take(NODES_SHOWN).cloned().collect(),
+        ..bare(Some(record.id), verdict, summary)
+    }
+}
+
+fn bare(job: Option<JobId>, verdict: Verdict, summary: String) -> Explanation {
+    Explanation {
+        job,
         verdict,
         summary,
         ladder: Vec::new(),
-        expected_start: record.started_at,
+        expected_start: None,
         position: None,
+        eta: None,
+        promised: None,
+        counterfactuals: Vec::new(),
+        place: Vec::new(),
         hint: None,
     }
 }
@@ -63,196 +91,142 @@ pub fn ask(
     waits: &BTreeMap<JobId, WaitReason>,
 ) -> Question {
     if job.state != JobState::Pending {
-        return Question::Answered(told(&cluster.record(job)));
+        return Question::Answered(Box::new(told(&cluster.record(job))));
+    }
+    if let Some(reason) = queue::gate(cluster, job) {
+        let summary = format!("job {}: {reason}", job.id);
+        let hint = gate_hint(&reason);
+        let explanation = Explanation { hint, ..bare(Some(job.id), Verdict::Waits, summary) };
+        return Question::Answered(Box::new(explanation));
     }
     let snapshot = Snapshot::of(cluster, now);
-    let Some(position) = snapshot.pending.iter().position(|p| p.job == job.id) else {
-        return Question::Answered(not_reached(job, cluster.jobs.ahead_of(job)));
-    };
-    let known = waits.get(&job.id).cloned();
-    Question::Waiting { snapshot, position, id: Some(job.id), known }
-}
-
-/// A job so far behind that no round has looked at it yet.
-fn not_reached(job: &Job, ahead: usize) -> Explanation {
-    let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
-    Explanation {
-        job: Some(job.id),
-        verdict: Verdict::Waits,
-        summary: format!("job {}: {}", job.id, WaitReason::NotReached { ahead }),
-        ladder: Vec::new(),
-        expected_start: None,
-        position: Some(ahead.saturating_add(1)),
-        hint: None,
+    match snapshot.queue.iter().position(|p| p.job == job.id) {
+        Some(position) => {
+            Question::Waiting { snapshot: Box::new(snapshot), position, id: Some(job.id) }
+        }
+        None => {
+            let ahead = cluster.jobs.ahead_of(job).max(DEPTH);
+            let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
+            let unknown = WaitReason::NotReached { ahead };
+            let reason = waits.get(&job.id).unwrap_or(&unknown);
+            let summary = format!("job {}: {reason}", job.id);
+            let position = Some(ahead.saturating_add(1));
+            let explanation =
+                Explanation { position, ..bare(Some(job.id), Verdict::Waits, summary) };
+            Question::Answered(Box::new(explanation))
+        }
     }
 }
 
-/// The question what would become of a job if it were submitted now.
+/// What opens a gate.
+fn gate_hint(reason: &WaitReason) -> Option<String> {
+    let hint = match reason {
+        WaitReason::Held => "let it go with `tessera release`",
+        WaitReason::DependencyNever { .. } => {
+            "cancel it, or give it another dependency with `tessera update --after`"
+        }
+        WaitReason::Begins { .. } => "change that with `tessera update --begin now`",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// The question what would become of a job if it were submitted now: behind all that wait in its
+/// tier with at least its priority.
 pub fn ask_imagined(cluster: &Cluster, now: UnixMillis, spec: &JobSpec) -> Question {
     let mut snapshot = Snapshot::of(cluster, now);
     let id = JobId(cluster.next_job.max(1));
-    let higher =
-        |p: &&Pending| cluster.jobs.get(p.job).is_some_and(|j| j.spec.priority >= spec.priority);
-    let position = snapshot.pending.iter().take_while(higher).count();
-    snapshot.pending.insert(
-        position,
-        Pending {
-            job: id,
-            gang: spec.gang.clone(),
-            within: spec.within.clone(),
-            time_limit: spec.time_limit,
-            submitted_at: now,
-            not_before: None,
-            avoid: BTreeSet::new(),
-        },
-    );
-    Question::Waiting { snapshot, position, id: None, known: None }
+    let before = |p: &Pending| {
+        let other = &p.spec;
+        let same_line = other.team == spec.team && other.priority < spec.priority;
+        (other.tier < spec.tier) || (other.tier == spec.tier && !same_line)
+    };
+    let position = snapshot.queue.iter().rposition(before).map_or(0, |last| last + 1);
+    snapshot.queue.insert(position, Pending::imagined(id, spec.clone(), now));
+    Question::Waiting { snapshot: Box::new(snapshot), position, id: None }
 }
 
-fn waiting(
-    snapshot: &Snapshot,
-    position: usize,
-    id: Option<JobId>,
-    known: Option<WaitReason>,
-) -> Explanation {
-    let job = &snapshot.pending[position];
-    let decision = decide::decide(snapshot);
-    let starts = decision.start.iter().any(|(j, _)| *j == job.job);
-    let reason = decision.wait.get(&job.job).cloned().or(known).unwrap_or(WaitReason::Undecided);
-    let infeasible = matches!(reason, WaitReason::Infeasible { .. });
-    let (verdict, summary) = match (starts, infeasible) {
-        (true, _) => (Verdict::StartsNow, "it starts in the next round".to_owned()),
-        (_, true) => (Verdict::Infeasible, reason.to_string()),
-        _ => (Verdict::Waits, format!("it waits: it {reason}")),
-    };
-    let expected_start = if infeasible { None } else { decide::forecast(snapshot, job.job) };
+/// The pass up to a job's turn.
+fn pass_before(snapshot: &Snapshot, position: usize) -> Pass<'_> {
+    let mut pass = Pass::new(snapshot, RESERVATIONS);
+    pass.walk(position);
+    pass
+}
+
+fn waiting(snapshot: &Snapshot, position: usize, id: Option<JobId>) -> Explanation {
+    let job = &snapshot.queue[position];
+    let before = pass_before(snapshot, position);
+    let mut pass = before.clone();
+    let outcome = pass.turn(job);
     let subject = id.map_or("this job".to_owned(), |id| format!("job {id}"));
-    let ladder = ladder(snapshot, job, position, &decision);
-    let hint = hint(snapshot, job, verdict, expected_start, &ladder);
+    let ladder = ladder::ladder(&before, job, position, &outcome);
+    let place = |placed: &Placed| -> Vec<NodeId> {
+        let nodes = placed.places.iter().take(NODES_SHOWN);
+        nodes.map(|c| snapshot.space.id(c.node).clone()).collect()
+    };
+    let (verdict, summary, nodes, at) = match &outcome {
+        Ok(placed) => {
+            let summary = "it starts in the next round".to_owned();
+            (Verdict::StartsNow, summary, place(placed), Some(snapshot.now))
+        }
+        Err(reason @ WaitReason::Infeasible { .. }) => {
+            (Verdict::Infeasible, reason.to_string(), Vec::new(), None)
+        }
+        Err(reason) => (Verdict::Waits, reason.to_string(), Vec::new(), pass.kept_for(job.job)),
+    };
+    let eta = at.filter(|_| outcome.is_err()).and_then(|at| pass.eta(job, at));
+    let counterfactuals = match verdict {
+        Verdict::StartsNow => Vec::new(),
+        _ => changes::changes(&before, job, at),
+    };
+    let hint = hint(snapshot, verdict, at, &counterfactuals, &ladder);
     Explanation {
-        job: id,
-        verdict,
-        summary: format!("{subject}: {}", summary.trim_start_matches("it waits: it ")),
         ladder,
-        expected_start,
-        position: (!infeasible).then(|| u32::try_from(position + 1).unwrap_or(u32::MAX)),
+        expected_start: at,
+        position: (verdict != Verdict::Infeasible)
+            .then(|| u32::try_from(position + 1).unwrap_or(u32::MAX)),
+        eta,
+        promised: job.promise.map(|p| p.latest),
+        counterfactuals,
+        place: nodes,
         hint,
+        ..bare(id, verdict, format!("{subject}: {summary}"))
     }
 }
 
-/// Which rung counts the nodes that are fit to be used at all.
-const WELL: usize = 1;
-
-/// Each constraint from the cheapest to the dearest, with what it needs and what there is.
-fn ladder(snapshot: &Snapshot, job: &Pending, position: usize, decision: &Decision) -> Vec<Rung> {
-    let gang = &job.gang;
-    let count = |keep: &dyn Fn(&NodeView) -> bool| {
-        u32::try_from(snapshot.nodes.iter().filter(|n| keep(n)).count()).unwrap_or(u32::MAX)
-    };
-    let model = gang.gpu_model.as_deref();
-    let shaped = |n: &NodeView, among: u64| {
-        placement::gpus::matching(&n.gpus, among, model).count_ones() >= gang.gpus_per_node
-    };
-    let big_enough = |n: &NodeView| {
-        shaped(n, u64::MAX) && n.cpus >= gang.cpus_per_node() && n.memory >= gang.memory_per_node.0
-    };
-    let well = |n: &NodeView| n.takes_jobs && big_enough(n) && shaped(n, n.healthy);
-    let free = |n: &NodeView| {
-        well(n)
-            && shaped(n, n.free)
-            && n.cpus_free >= gang.cpus_per_node()
-            && n.memory_free >= gang.memory_per_node.0
-    };
-    let shape = match gang.gpus_per_node {
-        0 => format!("nodes with {} CPUs", gang.cpus_per_node()),
-        g => format!("nodes with {g} {}GPUs", model.map(|m| format!("{m} ")).unwrap_or_default()),
-    };
-    let mut rungs = Vec::new();
-    let mut rung = |what: String, have: u32| {
-        let holds = have >= gang.nodes;
-        rungs.push(Rung { what, need: gang.nodes.to_string(), have: have.to_string(), holds });
-    };
-    rung(shape.clone(), count(&big_enough));
-    rung(format!("{shape}, up, healthy and not cordoned"), count(&well));
-    rung(format!("{shape}, free now"), count(&free));
-    for within in job.within.iter().filter(|w| w.strength == Strength::Required) {
-        let only = [within.clone()];
-        let fit =
-            placement::place(&snapshot.nodes, &snapshot.levels, gang, &only, &BTreeSet::new());
-        let have = fit.map_or_else(|no| no.have, |_| gang.nodes);
-        rung(format!("of these in one {}", within.level), have);
-    }
-    rungs.push(Rung {
-        what: "jobs before it in the queue".to_owned(),
-        need: "-".to_owned(),
-        have: position.to_string(),
-        holds: position == 0,
-    });
-    if let Some(r) = decision.reservation.as_ref().filter(|r| r.job != job.job) {
-        let until = r.at.map_or("with no date".to_owned(), |at| format!("for {at}"));
-        let held =
-            matches!(decision.wait.get(&job.job), Some(WaitReason::HeldForReservation { .. }));
-        rungs.push(Rung {
-            what: format!("free nodes that job {} has reserved {until}", r.job),
-            need: "-".to_owned(),
-            have: r.places.len().to_string(),
-            holds: !held,
-        });
-    }
-    rungs
-}
-
-/// A change that was tried and found to start at once, or what else the person can do.
+/// The change that helps most, or what else the person can do.
 fn hint(
     snapshot: &Snapshot,
-    job: &Pending,
     verdict: Verdict,
-    expected: Option<UnixMillis>,
-    ladder: &[Rung],
+    at: Option<UnixMillis>,
+    changes: &[tessera_model::Counterfactual],
+    rungs: &[tessera_model::Rung],
 ) -> Option<String> {
     if verdict == Verdict::StartsNow {
         return None;
     }
-    let starts_with = |change: &dyn Fn(&mut Pending)| {
-        let mut other = snapshot.clone();
-        let at = other.pending.iter().position(|p| p.job == job.job)?;
-        change(&mut other.pending[at]);
-        decide::decide(&other).start.iter().any(|(id, _)| *id == job.job).then_some(())
-    };
-    if !job.within.is_empty() && starts_with(&|p| p.within.clear()).is_some() {
-        return Some("would start now without `--within`".to_owned());
+    let now = snapshot.now;
+    if let Some(change) = changes.iter().find(|c| c.starts_at == Some(now)) {
+        return Some(format!("would start now with `{}`", change.change));
     }
-    // Fewer nodes start at once: the most that do, by halving.
-    let (mut low, mut high) = (0, job.gang.nodes.saturating_sub(1));
-    while low < high {
-        let middle = (low + high).div_ceil(2);
-        if starts_with(&|p| p.gang.nodes = middle).is_some() {
-            low = middle
-        } else {
-            high = middle - 1
-        }
-    }
-    if low > 0 {
-        return Some(format!("would start now with `--nodes {low}`"));
-    }
-    match (verdict, expected) {
+    match (verdict, at) {
         (Verdict::Infeasible, _) => {
             Some("ask for fewer nodes or GPUs, or wait until nodes are added; `tessera nodes` shows what there is".to_owned())
         }
-        (_, None) => Some(no_date(snapshot, ladder)),
+        (_, None) => Some(no_date(snapshot, rungs)),
         _ => None,
     }
 }
 
 /// Why no date follows from what is known.
-fn no_date(snapshot: &Snapshot, ladder: &[Rung]) -> String {
-    if let Some(rung) = ladder.get(WELL).filter(|r| !r.holds) {
+fn no_date(snapshot: &Snapshot, rungs: &[tessera_model::Rung]) -> String {
+    if let Some(rung) = rungs.get(ladder::WELL).filter(|r| !r.holds) {
         let (have, need) = (&rung.have, &rung.need);
         return format!(
             "no date can be given: {have} of the {need} nodes it needs are up and healthy; `tessera nodes` shows what is wrong with the others"
         );
     }
-    if snapshot.releases.iter().any(|r| r.at.is_none()) {
+    if snapshot.running.iter().any(|r| r.ends_at.is_none()) {
         return "no date can be given: jobs in its way have no time limit; with `--time-limit` jobs can be planned around".to_owned();
     }
     "no date can be given: jobs before it have no time limit".to_owned()

@@ -1,16 +1,21 @@
 //! Jobs and their attempts, with the indexes that make the common questions cheap.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tessera_model::usage::UsageClass;
 use tessera_model::{
-    AttemptId, JobId, JobSpec, JobState, Lease, NodeId, TaskEnd, TeamId, UnixMillis, UserId,
+    ArrayTask, AttemptId, Certificate, Dependency, Gang, JobId, JobSpec, JobState, Lease, NodeId,
+    Place, TaskEnd, TeamId, UnixMillis, UserId, WaitReason,
 };
 
-use crate::event::StopWhy;
+use crate::event::{LeaveWhy, StopWhy};
+use crate::promises::Promise;
+use crate::queue::fairshare::{FairShare, TeamAccount};
+use crate::queue::gate::Array;
+use crate::queue::order::{self, InOrder};
+use crate::queue::waiting::Waiting;
 
 /// Ended jobs kept in memory, and the bytes of their programs. Older ones are in the store only.
 pub const ENDED_KEPT: usize = 20_000;
@@ -38,6 +43,30 @@ pub struct Job {
     pub not_before: Option<UnixMillis>,
     /// Nodes that failed to start it; not tried again for it.
     pub avoid: BTreeSet<NodeId>,
+    /// Waits until somebody releases it.
+    pub held: bool,
+    pub array: Option<ArrayTask>,
+    /// When nothing but a place was missing first.
+    pub eligible_at: Option<UnixMillis>,
+    /// The start it was promised.
+    pub promise: Option<Promise>,
+    /// Of any of its attempts.
+    pub last_checkpoint: Option<UnixMillis>,
+    /// How often it had to leave for others.
+    pub preemptions: u32,
+    /// Nodes it has to make do with until it can have more.
+    pub shrink_to: Option<u32>,
+    /// Where the attempt before ran, in rank order: what is still fit of it is taken again, so
+    /// that ranks stay where they were.
+    pub former: Vec<NodeId>,
+    pub certificate: Option<Arc<Certificate>>,
+}
+
+/// An attempt that was asked to leave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Leave {
+    pub why: LeaveWhy,
+    pub deadline: UnixMillis,
 }
 
 /// One try at running a job, from the grant of its lease until every GPU has been given back.
@@ -55,6 +84,9 @@ pub struct Attempt {
     /// The first task that did not end well; it decides the job's exit code.
     pub first_failure: Option<(u32, TaskEnd)>,
     pub stop: Option<StopWhy>,
+    pub leave: Option<Leave>,
+    /// When its work was last known to be safe.
+    pub checkpoint_at: Option<UnixMillis>,
     /// The job's state has followed from this attempt already; only GPUs are still out.
     pub settled: bool,
     /// Nodes that have said they are ready, with a free port. Not journalled: a new scheduler asks again.
@@ -99,11 +131,68 @@ impl Attempt {
             || self.place(node).is_some_and(ended)
     }
 
-    /// Ranks that run at place `index`.
+    /// The shape of place `index`; spares have the first role's.
+    pub fn shape_at(&self, index: usize) -> &Gang {
+        let mut before = self.lease.nodes as usize;
+        if index >= before {
+            for role in &self.spec.roles {
+                before += role.gang.nodes as usize;
+                if index < before {
+                    return &role.gang;
+                }
+            }
+        }
+        &self.spec.gang
+    }
+
+    /// The name of the further role place `index` belongs to; `None` for the first role and spares.
+    pub fn role_at(&self, index: usize) -> Option<&str> {
+        let mut before = self.lease.nodes as usize;
+        for role in &self.spec.roles {
+            let first = before;
+            before += role.gang.nodes as usize;
+            if (first..before).contains(&index) {
+                return Some(&role.name);
+            }
+        }
+        None
+    }
+
+    /// Places that run ranks; those from here on are spares.
+    pub fn working_places(&self) -> usize {
+        let further: u32 = self.spec.roles.iter().map(|r| r.gang.nodes).sum();
+        (self.lease.nodes + further) as usize
+    }
+
+    /// Ranks that run at place `index`; none at a spare.
     pub fn ranks_at(&self, index: usize) -> std::ops::Range<u32> {
-        let per_node = self.spec.gang.tasks_per_node;
-        let first = u32::try_from(index).unwrap_or(u32::MAX).saturating_mul(per_node);
-        first..first.saturating_add(per_node)
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let (mut place, mut rank) = (0u32, 0u32);
+        let nodes = |(i, g): (usize, &Gang)| {
+            (if i == 0 { self.lease.nodes } else { g.nodes }, g.tasks_per_node)
+        };
+        for (nodes, tasks) in self.spec.all_roles().map(|(_, g)| g).enumerate().map(nodes) {
+            if index < place.saturating_add(nodes) {
+                let first = rank.saturating_add((index - place).saturating_mul(tasks));
+                return first..first.saturating_add(tasks);
+            }
+            place = place.saturating_add(nodes);
+            rank = rank.saturating_add(nodes.saturating_mul(tasks));
+        }
+        rank..rank
+    }
+
+    /// Ranks in all.
+    pub fn ranks(&self) -> u32 {
+        let further: u32 = self.spec.roles.iter().map(|r| r.gang.ranks()).sum();
+        self.lease.nodes * self.spec.gang.tasks_per_node + further
+    }
+
+    /// Its tasks were sent the signal they asked for, so that whatever they exit with means that
+    /// they have left, not that they are done.
+    pub fn was_told_to_leave(&self) -> bool {
+        let signal = self.spec.checkpoint.as_ref().and_then(|c| c.signal);
+        self.leave.is_some() && signal.is_some()
     }
 
     /// The node still holds GPUs of it.
@@ -122,6 +211,26 @@ impl Attempt {
         })
     }
 
+    /// Nothing of it can be running any more, and some of its nodes do not know: those of spares,
+    /// which have no task that could end.
+    pub fn only_spares_left(&self) -> bool {
+        let spare = |(i, p): (usize, &tessera_model::Place)| {
+            i >= self.working_places() && !self.released.contains(&p.node)
+        };
+        self.is_over() && self.lease.places.iter().enumerate().any(spare)
+    }
+
+    /// GPU-milliseconds of work that are lost if it is stopped now, a restart included.
+    pub fn lost_if_stopped(&self, now: UnixMillis) -> u64 {
+        let since = self.running_since.into_iter().chain(self.checkpoint_at).max().unwrap_or(now);
+        let restart = self.spec.checkpoint.as_ref().map_or(0, |c| c.restart_cost.0);
+        let milli = |p: &tessera_model::Place| p.gpus.len() as u64 * u64::from(p.gpu_milli);
+        // A job without GPUs still loses its time.
+        let milli = self.lease.places.iter().map(milli).sum::<u64>().max(1);
+        let length = now.since(since).0.saturating_add(restart);
+        length.saturating_mul(milli) / u64::from(tessera_model::WHOLE_GPU)
+    }
+
     /// When it must end at the latest; `None` without a time limit.
     pub fn deadline(&self) -> Option<UnixMillis> {
         let limit = self.spec.time_limit?;
@@ -133,14 +242,12 @@ impl Attempt {
 pub struct JobTable {
     pub jobs: BTreeMap<JobId, Job>,
     pub attempts: BTreeMap<AttemptId, Attempt>,
-    /// Waiting jobs in the one total order: higher priority, then earlier.
-    #[serde(skip)]
-    queue: BTreeSet<(Reverse<i32>, JobId)>,
-    /// Waiting jobs by team, and the bytes of all waiting programs.
-    #[serde(skip)]
-    waiting: BTreeMap<TeamId, usize>,
-    #[serde(skip)]
-    waiting_bytes: u64,
+    /// Those that wait: in the order, or parked at what is in their way.
+    #[serde(default)]
+    waiting: Waiting,
+    /// What each team holds and has had.
+    #[serde(default)]
+    pub fair: FairShare,
     #[serde(skip)]
     ended_bytes: u64,
     /// Attempts that hold something on a node.
@@ -154,16 +261,18 @@ pub struct JobTable {
 }
 
 impl JobTable {
-    /// Makes the indexes again after a snapshot was read.
-    pub fn reindex(&mut self) {
-        let jobs: Vec<Job> = self.jobs.values().cloned().collect();
-        for job in &jobs {
-            self.index_key(job);
-            if job.state == JobState::Pending {
-                self.enqueue(&job.spec, job.id);
+    /// Makes the indexes again after a snapshot was read. Teams and reservations are told before.
+    pub fn reindex(&mut self, now: UnixMillis) {
+        self.keys.clear();
+        self.ended.clear();
+        self.ended_bytes = 0;
+        self.on_node.clear();
+        for (id, job) in &self.jobs {
+            if let Some(key) = &job.key {
+                self.keys.insert((job.spec.user.clone(), key.clone()), *id);
             }
-            if job.state.is_terminal() && self.ended.insert((job.ended_at, job.id)) {
-                self.ended_bytes += job.spec.program.bytes();
+            if job.state.is_terminal() && self.ended.insert((job.ended_at, *id)) {
+                self.ended_bytes += ended_bytes(job);
             }
         }
         for (id, attempt) in &self.attempts {
@@ -173,18 +282,61 @@ impl JobTable {
                 }
             }
         }
+        self.waiting.restore(&mut self.jobs, now);
     }
 
-    fn index_key(&mut self, job: &Job) {
-        if let Some(key) = &job.key {
-            self.keys.insert((job.spec.user.clone(), key.clone()), job.id);
-        }
+    /// Time has come to `now`, the stamp of the event that is applied next.
+    pub fn pass_to(&mut self, now: UnixMillis) {
+        self.waiting.pass_to(&mut self.jobs, now);
+    }
+
+    /// When time alone lets a parked job go on next: an event has to take note of it then.
+    pub fn next_wake(&self) -> Option<UnixMillis> {
+        self.waiting.gates.next_wake()
     }
 
     pub fn insert(&mut self, job: Job) {
-        self.index_key(&job);
-        self.enqueue(&job.spec, job.id);
-        self.jobs.insert(job.id, job);
+        if let Some(key) = &job.key {
+            self.keys.insert((job.spec.user.clone(), key.clone()), job.id);
+        }
+        let id = job.id;
+        self.jobs.insert(id, job);
+        self.waiting.enter(&mut self.jobs, id);
+    }
+
+    /// Changes a job in place; its place in the queue follows.
+    pub fn change(&mut self, id: JobId, change: impl FnOnce(&mut Job)) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match job.state {
+            JobState::Pending => self.waiting.change(&mut self.jobs, id, change),
+            _ => change(job),
+        }
+    }
+
+    /// Tasks of an array that may run at once; 0: all. Said before its tasks come, or after.
+    pub fn set_throttle(&mut self, array: JobId, throttle: u32) {
+        self.waiting.set_throttle(&mut self.jobs, array, throttle);
+    }
+
+    pub fn array(&self, array: JobId) -> Option<Array> {
+        self.waiting.gates.array(array)
+    }
+
+    /// Unfinished tasks of an array, in order.
+    pub fn tasks_of(&self, array: JobId) -> impl Iterator<Item = &Job> {
+        let tasks = self.array(array).map_or(0, |a| u64::from(a.tasks));
+        let span = self.jobs.range(array..JobId(array.0.saturating_add(tasks)));
+        span.map(|(_, job)| job).filter(|job| !job.state.is_terminal())
+    }
+
+    /// What a waiting job still depends on.
+    pub fn unmet(&self, job: JobId) -> &[Dependency] {
+        self.waiting.gates.unmet(job)
+    }
+
+    /// A calendar reservation was made (`Some`: from, until) or is over.
+    pub fn set_reservation(&mut self, name: &str, span: Option<(UnixMillis, UnixMillis)>) {
+        self.waiting.set_reservation(&mut self.jobs, name, span);
     }
 
     pub fn get(&self, id: JobId) -> Option<&Job> {
@@ -196,73 +348,91 @@ impl JobTable {
         self.jobs.get(id)
     }
 
-    /// Waiting jobs, in order.
+    /// Waiting jobs that lack nothing but a place, in the one total order.
+    pub fn in_order(&self, now: UnixMillis) -> InOrder<'_> {
+        let order = &self.waiting.order;
+        order.iter(self.fair.shares(order.teams(), now), now)
+    }
+
+    /// Waiting jobs that are kept out of the order, by id.
+    pub fn parked(&self) -> impl Iterator<Item = JobId> {
+        self.waiting.gates.parked()
+    }
+
+    /// All waiting jobs: those in the order, then the parked.
     pub fn queue(&self) -> impl Iterator<Item = &Job> {
-        self.queue.iter().filter_map(|(_, id)| self.jobs.get(id))
+        let order = self.in_order(self.waiting.now());
+        order.chain(self.parked()).filter_map(|id| self.jobs.get(&id))
+    }
+
+    /// What keeps a waiting job out of the order.
+    pub fn gate_reason(&self, job: &Job) -> Option<WaitReason> {
+        self.waiting.gates.reason(job).or_else(|| self.waiting.gates.may_start(job))
     }
 
     pub fn queue_len(&self) -> usize {
-        self.queue.len()
+        self.waiting.len()
+    }
+
+    /// Waiting jobs that stand in the order.
+    pub fn eligible_len(&self) -> usize {
+        self.waiting.order.len()
     }
 
     /// Waiting jobs of one team.
     pub fn queue_len_of(&self, team: &TeamId) -> usize {
-        self.waiting.get(team).copied().unwrap_or(0)
+        self.waiting.len_of(team)
     }
 
     /// Bytes that the programs of waiting jobs take in memory.
     pub fn queue_bytes(&self) -> u64 {
-        self.waiting_bytes
+        self.waiting.bytes()
     }
 
-    /// How many jobs stand before a waiting one.
+    /// A waiting job's place in the order, from 1; `None` for one that is parked.
+    pub fn position(&self, id: JobId) -> Option<u32> {
+        let job = self.jobs.get(&id).filter(|j| j.state == JobState::Pending)?;
+        if self.waiting.gates.gate(job.id).is_some() {
+            return None;
+        }
+        let before = self.in_order(self.waiting.now()).position(|other| other == id)?;
+        u32::try_from(before + 1).ok()
+    }
+
+    /// How many jobs stand before a waiting one; before a parked one all that are in the order.
     pub fn ahead_of(&self, job: &Job) -> usize {
-        self.queue.range(..(Reverse(job.spec.priority), job.id)).count()
+        self.position(job.id).map_or(self.eligible_len(), |p| p as usize - 1)
     }
 
-    fn enqueue(&mut self, spec: &JobSpec, id: JobId) {
-        if self.queue.insert((Reverse(spec.priority), id)) {
-            *self.waiting.entry(spec.team.clone()).or_default() += 1;
-            self.waiting_bytes += spec.program.bytes();
-        }
+    /// What a team holds, has had, and how far that moves its claims back.
+    pub fn account(&self, team: &TeamId) -> TeamAccount {
+        self.fair.account(team, self.waiting.order.teams(), self.waiting.now())
     }
 
-    fn dequeue(&mut self, spec: &JobSpec, id: JobId) {
-        if !self.queue.remove(&(Reverse(spec.priority), id)) {
-            return;
-        }
-        self.waiting_bytes -= spec.program.bytes();
-        if let Some(count) = self.waiting.get_mut(&spec.team) {
-            *count -= 1;
-            if *count == 0 {
-                self.waiting.remove(&spec.team);
-            }
-        }
+    /// Takes the next job that can never start, with the dependency that cannot be met.
+    pub fn take_doomed(&mut self) -> Option<(JobId, Dependency)> {
+        self.waiting.take_doomed()
     }
 
     /// Moves a job along the published graph; any other move is a broken promise.
     pub fn set_state(&mut self, id: JobId, next: JobState) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        if job.state == next {
+        let before = job.state;
+        if before == next {
             return;
         }
         assert!(
-            job.state.may_become(next),
+            before.may_become(next),
             "job {id} cannot go from {} to {}",
-            job.state.word(),
+            before.word(),
             next.word()
         );
         job.state = next;
-        let (spec, ended_at) = (Arc::clone(&job.spec), job.ended_at);
-        if next == JobState::Pending {
-            self.enqueue(&spec, id);
-        } else {
-            self.dequeue(&spec, id);
-        }
         if next.is_terminal() {
-            self.ended.insert((ended_at, id));
-            self.ended_bytes += spec.program.bytes();
+            self.ended.insert((job.ended_at, id));
+            self.ended_bytes += ended_bytes(job);
         }
+        self.waiting.moved(&mut self.jobs, id, before);
     }
 
     /// Lets the oldest ended jobs go, but none that still holds a GPU.
@@ -277,7 +447,8 @@ impl JobTable {
             };
             self.ended.remove(&oldest);
             if let Some(job) = self.jobs.remove(&oldest.1) {
-                self.ended_bytes -= job.spec.program.bytes();
+                self.ended_bytes -= ended_bytes(&job);
+                self.waiting.forget(&job);
                 if let Some(key) = job.key {
                     self.keys.remove(&(job.spec.user.clone(), key));
                 }
@@ -289,6 +460,8 @@ impl JobTable {
         for place in &attempt.lease.places {
             self.on_node.entry(place.node.clone()).or_default().insert(attempt.lease.attempt);
         }
+        let milli = attempt.lease.places.iter().map(place_milli).sum();
+        self.fair.hold(&attempt.spec.team, milli, self.waiting.now());
         self.attempts.insert(attempt.lease.attempt, attempt);
     }
 
@@ -305,8 +478,26 @@ impl JobTable {
                 self.on_node.remove(node);
             }
         }
-        if let Some(attempt) = self.attempts.get_mut(&id) {
-            attempt.released.insert(node.clone());
+        let now = self.waiting.now();
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let Some((_, place)) = attempt.place(node) else { return };
+        let milli = place_milli(place);
+        if attempt.released.insert(node.clone()) {
+            self.fair.give_back(&attempt.spec.team, milli, now);
         }
+    }
+}
+
+/// What a place counts in its team's account, in thousandths of a GPU.
+fn place_milli(place: &Place) -> u64 {
+    let gpus = u32::try_from(place.gpus.len()).unwrap_or(u32::MAX);
+    order::held(gpus, place.gpu_milli, place.cpus)
+}
+
+/// What an ended job's program takes in memory. The tasks of an array share one.
+fn ended_bytes(job: &Job) -> u64 {
+    match job.array {
+        Some(task) if task.array != job.id => 0,
+        _ => job.spec.program.bytes(),
     }
 }

@@ -6,8 +6,16 @@ use serde::{Deserialize, Serialize};
 use tessera_model::usage::UsageClass;
 use tessera_model::{
     AttemptId, Bytes, Cordon, GpuCondition, GpuId, NodeId, NodeInventory, NodeState, Place,
-    SessionId, UnixMillis,
+    SessionId, UnixMillis, WHOLE_GPU,
 };
+
+/// An attempt's part of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub attempt: AttemptId,
+    /// Thousandths.
+    pub milli: u32,
+}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Node {
@@ -22,7 +30,8 @@ pub struct Node {
     pub occupied: BTreeMap<GpuId, Vec<u32>>,
     /// GPUs of which another node has the same, by that node.
     pub duplicate: BTreeMap<GpuId, NodeId>,
-    pub held: BTreeMap<GpuId, AttemptId>,
+    /// Who holds each GPU: one attempt the whole of it, or several shares of it.
+    pub held: BTreeMap<GpuId, Vec<Holder>>,
     pub cpus_held: u32,
     pub memory_held: Bytes,
     /// When a heartbeat last came. Heartbeats are not journalled: after a restart it is the time of
@@ -63,11 +72,18 @@ impl Node {
         }
     }
 
-    /// Takes what `place` holds. A GPU that is held already is a broken promise.
+    /// Takes what `place` holds. To give out more of a GPU than there is breaks a promise.
     pub fn hold(&mut self, place: &Place, attempt: AttemptId) {
         for gpu in &place.gpus {
-            let before = self.held.insert(gpu.clone(), attempt);
-            assert!(before.is_none(), "{gpu} is held by {before:?} and was given to {attempt}");
+            let before = self.held_milli(gpu);
+            assert!(
+                before + place.gpu_milli <= WHOLE_GPU,
+                "{gpu} is held by {:?} and {} of it was given to {attempt}",
+                self.held.get(gpu),
+                place.gpu_milli
+            );
+            let holder = Holder { attempt, milli: place.gpu_milli };
+            self.held.entry(gpu.clone()).or_default().push(holder);
         }
         self.cpus_held += place.cpus;
         self.memory_held.0 += place.memory.0;
@@ -75,11 +91,27 @@ impl Node {
 
     pub fn release(&mut self, place: &Place, attempt: AttemptId) {
         for gpu in &place.gpus {
-            let before = self.held.remove(gpu);
-            assert!(before == Some(attempt), "{gpu} of {attempt} was held by {before:?}");
+            let holders = self.held.get_mut(gpu);
+            let held = holders.as_ref().and_then(|h| h.iter().position(|h| h.attempt == attempt));
+            let Some((holders, at)) = holders.zip(held) else {
+                panic!("{gpu} of {attempt} was not held by it");
+            };
+            holders.remove(at);
+            if holders.is_empty() {
+                self.held.remove(gpu);
+            }
         }
         self.cpus_held -= place.cpus;
         self.memory_held.0 -= place.memory.0;
+    }
+
+    /// Thousandths of a GPU that attempts hold.
+    pub fn held_milli(&self, gpu: &GpuId) -> u32 {
+        self.held.get(gpu).map_or(0, |holders| holders.iter().map(|h| h.milli).sum())
+    }
+
+    pub fn holders(&self, gpu: &GpuId) -> &[Holder] {
+        self.held.get(gpu).map_or(&[], Vec::as_slice)
     }
 
     /// What a GPU that no job holds is doing.

@@ -25,24 +25,36 @@ impl Cluster {
             attempt: job.attempt,
             nodes: job.nodes.clone(),
             cancel_requested: job.cancelled_by.is_some(),
+            held: job.held,
+            array: job.array,
+            eligible_at: job.eligible_at,
+            promised_at: job.promise.map(|p| p.latest),
+            last_checkpoint_at: job.last_checkpoint,
+            preemptions: job.preemptions,
+            certificate: job.certificate.as_deref().cloned(),
         }
     }
 
     /// A node as everybody sees it.
     pub fn node_record(&self, node: &Node) -> NodeRecord {
-        let path = self.topology.nodes.get(node.id()).map_or(&[][..], |p| p.as_slice());
         let gpu = |gpu: &tessera_model::Gpu| {
-            let held_by = node.held.get(&gpu.id).map(|a| a.job);
+            let held_by = node.holders(&gpu.id).first().map(|h| h.attempt.job);
             GpuRecord {
                 condition: node.condition(&gpu.id),
                 held_by,
                 team: held_by.and_then(|j| self.jobs.get(j)).map(|j| j.spec.team.clone()),
+                held_milli: node.held_milli(&gpu.id),
             }
         };
         NodeRecord {
             state: node.state,
             cordon: node.cordon.clone(),
-            domains: self.topology.levels.iter().cloned().zip(path.iter().cloned()).collect(),
+            domains: self
+                .map()
+                .domains_of(node.id())
+                .map(|(level, domain)| (level.to_owned(), domain.to_owned()))
+                .collect(),
+            map_doubts: Vec::new(),
             gpus: node.inventory.gpus.iter().map(gpu).collect(),
             cpus_held: node.cpus_held,
             last_seen: node.last_seen,
@@ -61,6 +73,7 @@ impl Cluster {
             },
             (JobState::Stopping, Some(a)) => match &a.stop {
                 Some(StopWhy::Cancelled) => "cancelled, its tasks are being stopped".to_owned(),
+                Some(StopWhy::Left { .. }) => "leaves for another job".to_owned(),
                 Some(StopWhy::TimeLimit) => {
                     "at its time limit, its tasks are being stopped".to_owned()
                 }

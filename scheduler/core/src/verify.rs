@@ -1,13 +1,19 @@
 //! A second opinion on every placement.
 //!
-//! Deliberately simple and apart from `placement`: it reads the cluster itself, not a snapshot, and
-//! shares no code with the search. A lease it does not accept is not granted.
+//! Deliberately simple and apart from `placement`: it reads the cluster's state and the map in
+//! force, never a space or a snapshot, and shares no code with the search. A lease it does not
+//! accept is not granted. What is only preferred is not its business, and of a spread it sees the
+//! domains used, not those that could have been.
+
+mod rights; // what is kept for others, and what a team may hold
+mod shape; // how near the nodes have to be
 
 use std::collections::BTreeSet;
 
-use tessera_model::{Lease, NodeState, Strength};
+use tessera_model::{Gang, JobState, Lease, NodeState, Place, UnixMillis, WHOLE_GPU};
 
 use crate::cluster::Cluster;
+use crate::job_table::Job;
 
 /// What is wrong with a lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,82 +24,115 @@ pub struct Violation {
 }
 
 /// Accepts a lease that could be granted now, or says which part of the request it breaks.
-pub fn verify(cluster: &Cluster, lease: &Lease) -> Result<(), Violation> {
-    let fail = |what: String| Err(Violation { attempt: lease.attempt, what });
+pub fn verify(cluster: &Cluster, lease: &Lease, now: UnixMillis) -> Result<(), Violation> {
+    check(cluster, lease, now).map_err(|what| Violation { attempt: lease.attempt, what })
+}
+
+fn check(cluster: &Cluster, lease: &Lease, now: UnixMillis) -> Result<(), String> {
     let Some(job) = cluster.jobs.get(lease.attempt.job) else {
-        return fail("the job does not exist".to_owned());
+        return Err("the job does not exist".to_owned());
     };
-    let gang = &job.spec.gang;
-    let want = gang.nodes as usize;
-    if lease.places.len() != want {
-        return fail(format!("{} nodes instead of {want}", lease.places.len()));
+    if job.state != JobState::Pending {
+        return Err(format!("the job is {}", job.state.word()));
+    }
+    if job.attempt.is_some_and(|before| before.number >= lease.attempt.number) {
+        return Err("the job has had an attempt of this number".to_owned());
     }
     if lease.epoch != cluster.epoch {
-        return fail(format!("epoch {:?} instead of {:?}", lease.epoch, cluster.epoch));
+        return Err(format!("epoch {:?} instead of {:?}", lease.epoch, cluster.epoch));
     }
-    let mut seen = BTreeSet::new();
-    for place in &lease.places {
-        let id = &place.node;
-        let Some(node) = cluster.nodes.get(id) else { return fail(format!("no node {id}")) };
-        if !seen.insert(id) {
-            return fail(format!("{id} is there twice"));
+    let shapes = shapes(job, lease)?;
+    let mut nodes = BTreeSet::new();
+    for (place, gang) in lease.places.iter().zip(&shapes) {
+        if !nodes.insert(&place.node) {
+            return Err(format!("{} is there twice", place.node));
         }
-        if node.state != NodeState::Up || node.cordon.is_some() {
-            return fail(format!("{id} takes no jobs"));
-        }
-        if node.session != place.session {
-            return fail(format!("{id} has another session"));
-        }
-        if place.gpus.len() != gang.gpus_per_node as usize {
-            return fail(format!(
-                "{} GPUs on {id} instead of {}",
-                place.gpus.len(),
-                gang.gpus_per_node
-            ));
-        }
-        let mut gpus = BTreeSet::new();
-        for gpu in &place.gpus {
-            let Some(known) = node.inventory.gpus.iter().find(|g| g.id == *gpu) else {
-                return fail(format!("{id} has no {gpu}"));
-            };
-            let wanted = gang.gpu_model.as_deref().unwrap_or_default().to_lowercase();
-            if !known.model.to_lowercase().contains(&wanted) {
-                return fail(format!("{gpu} is a {}", known.model));
-            }
-            if !gpus.insert(gpu) || node.held.contains_key(gpu) {
-                return fail(format!("{gpu} is held"));
-            }
-            // A UUID is one device, whatever two nodes say of it.
-            if let Some(other) = cluster.timeline.home(gpu).filter(|home| *home != id) {
-                return fail(format!("{gpu} is accounted at {other}"));
-            }
-            if !node.condition(gpu).is_healthy() {
-                return fail(format!("{gpu} is not healthy"));
-            }
-        }
-        let cpus = gang.tasks_per_node * gang.cpus_per_task;
-        if place.cpus != cpus || node.cpus_held + cpus > node.inventory.cpus {
-            return fail(format!("{id} has not {cpus} CPUs free"));
-        }
-        if place.memory != gang.memory_per_node
-            || node.memory_held.0 + place.memory.0 > node.inventory.memory.0
-        {
-            return fail(format!("{id} has not {} of memory free", gang.memory_per_node));
-        }
+        node_has_it(cluster, place, gang)?;
     }
-    for within in job.spec.within.iter().filter(|w| w.strength == Strength::Required) {
-        let Some(level) = cluster.topology.level(&within.level) else {
-            return fail(format!("there is no level {}", within.level));
+    shape::check(cluster, job, lease)?;
+    rights::check(cluster, job, lease, now)
+}
+
+/// The shape each place has to have: first role, further roles, spares.
+fn shapes<'a>(job: &'a Job, lease: &Lease) -> Result<Vec<&'a Gang>, String> {
+    let spec = &job.spec;
+    let most = spec.gang.nodes;
+    let least = spec.min_nodes.unwrap_or(most);
+    if !(least..=most).contains(&lease.nodes) {
+        return Err(format!("{} nodes instead of {least} to {most}", lease.nodes));
+    }
+    let mut shapes = vec![&spec.gang; lease.nodes as usize];
+    for role in &spec.roles {
+        shapes.extend(vec![&role.gang; role.gang.nodes as usize]);
+    }
+    shapes.extend(vec![&spec.gang; spec.spares as usize]);
+    if lease.places.len() != shapes.len() {
+        return Err(format!("{} nodes instead of {}", lease.places.len(), shapes.len()));
+    }
+    Ok(shapes)
+}
+
+/// One node can give what is taken there, and it is what was asked.
+fn node_has_it(cluster: &Cluster, place: &Place, gang: &Gang) -> Result<(), String> {
+    let id = &place.node;
+    let node = cluster.nodes.get(id).ok_or_else(|| format!("there is no node {id}"))?;
+    if node.state != NodeState::Up || node.cordon.is_some() {
+        return Err(format!("{id} takes no jobs"));
+    }
+    if node.session != place.session {
+        return Err(format!("{id} has another session"));
+    }
+    if place.gpus.len() != gang.gpus_per_node as usize {
+        let (given, asked) = (place.gpus.len(), gang.gpus_per_node);
+        return Err(format!("{given} GPUs on {id} instead of {asked}"));
+    }
+    let milli = if gang.is_share() { gang.gpu_milli } else { WHOLE_GPU };
+    if place.gpu_milli != milli {
+        let given = place.gpu_milli;
+        return Err(format!("{given} thousandths of each GPU on {id} instead of {milli}"));
+    }
+    let wanted = gang.gpu_model.as_deref().unwrap_or_default().to_lowercase();
+    let mut gpus = BTreeSet::new();
+    for gpu in &place.gpus {
+        let Some(known) = node.inventory.gpus.iter().find(|g| g.id == *gpu) else {
+            return Err(format!("{id} has no {gpu}"));
         };
-        // A domain is named by its whole path: two blocks may each have a leaf of one name.
-        let domains: BTreeSet<Option<&[String]>> = lease
-            .places
-            .iter()
-            .map(|p| cluster.topology.nodes.get(&p.node).and_then(|path| path.get(..=level)))
-            .collect();
-        if domains.len() != 1 || domains.contains(&None) {
-            return fail(format!("it is not inside one {}", within.level));
+        let model = known.model.to_lowercase();
+        let is_it = match &known.mig {
+            None => model.contains(&wanted),
+            // A part of a GPU goes to who asks for parts, by their profile.
+            Some(mig) => {
+                let profile = format!("{model} mig {}", mig.profile.to_lowercase());
+                !model.contains(&wanted) && profile.contains(&wanted)
+            }
+        };
+        if !is_it {
+            return Err(format!("{gpu} is a {}", known.model));
         }
+        if !gpus.insert(gpu) {
+            return Err(format!("{gpu} is there twice"));
+        }
+        let held: u32 = node.holders(gpu).iter().map(|h| h.milli).sum();
+        if held + milli > WHOLE_GPU {
+            return Err(format!("{held} thousandths of {gpu} are held"));
+        }
+        // A UUID is one device, whatever two nodes say of it.
+        if let Some(other) = cluster.timeline.home(gpu).filter(|home| *home != id) {
+            return Err(format!("{gpu} is accounted at {other}"));
+        }
+        if !node.condition(gpu).is_healthy() {
+            return Err(format!("{gpu} is not healthy"));
+        }
+    }
+    let cpus = gang.tasks_per_node.saturating_mul(gang.cpus_per_task);
+    if place.cpus != cpus || node.cpus_held.saturating_add(cpus) > node.inventory.cpus {
+        return Err(format!("{id} has not {cpus} CPUs free"));
+    }
+    let memory = gang.memory_per_node;
+    if place.memory != memory
+        || node.memory_held.0.saturating_add(memory.0) > node.inventory.memory.0
+    {
+        return Err(format!("{id} has not {memory} of memory free"));
     }
     Ok(())
 }

@@ -93,6 +93,7 @@ fn a_job_that_was_only_being_prepared_is_not_lost_with_its_agent() {
     assert!(greet(&mut story, hello(0, 0, 2, &[])));
     assert_eq!(state(&story), JobState::Pending);
     story.pass(Millis::from_secs(60));
+    story.due();
     assert_eq!(story.decide(), [JobId(1)]);
 }
 

@@ -141,9 +141,19 @@ impl World {
                     records.remove(&attempt);
                 }
             }
+            Order::Signal { attempt, .. } => self.signal(node, attempt),
             Order::Grant { heartbeat_sent_boottime_ms } => {
                 self.granted(node, heartbeat_sent_boottime_ms);
             }
+        }
+    }
+
+    /// Most tasks that are told to save their work do.
+    fn signal(&mut self, node: usize, attempt: AttemptId) {
+        let records = &self.machines[node].disk.records;
+        let runs = records.get(&attempt).is_some_and(|r| r.phase == Phase::Running);
+        if runs && self.rng.chance(70) {
+            self.say(node, Report::Checkpoint { attempt });
         }
     }
 

@@ -6,8 +6,8 @@ use tessera_core::door;
 use tessera_core::event::Event;
 use tessera_model::topology::Topology;
 use tessera_model::{
-    Bytes, Gang, GpuCondition, JobId, JobSpec, Millis, Principal, Program, ProjectId, Refusal,
-    Role, Strength, TeamId, UserId, Within,
+    Bytes, CheckpointPlan, Gang, GpuCondition, JobId, JobSpec, Millis, Placement, Principal,
+    Program, ProjectId, Refusal, Role, Strength, TeamId, Tier, UserId, WHOLE_GPU, Within,
 };
 
 use crate::faults::Planted;
@@ -70,19 +70,18 @@ impl World {
             let (_, events) = asked.expect("an admin may create a team");
             self.take_in(events);
         }
-        let mut topology = Topology {
-            levels: vec!["block".to_owned(), "leaf".to_owned()],
-            nodes: BTreeMap::new(),
-        };
+        let mut paths = BTreeMap::new();
         for i in 0..self.machines.len() {
             // One node in eight is on no map.
             let (block, leaf) = (self.rng.below(2), self.rng.below(2));
             if self.rng.below(8) > 0 {
                 let path = vec![format!("b{block}"), format!("b{block}l{leaf}")];
-                topology.nodes.insert(self.machines[i].id.clone(), path);
+                paths.insert(self.machines[i].id.clone(), path);
             }
         }
         if self.rng.below(4) > 0 {
+            let levels = vec!["block".to_owned(), "leaf".to_owned()];
+            let topology = Topology::net(levels, paths);
             self.take_in(vec![Event::TopologyLoaded { topology }]);
         }
     }
@@ -385,12 +384,22 @@ impl World {
         };
         let level = *rng.pick(&["block", "leaf"]);
         let strength = if rng.chance(50) { Strength::Required } else { Strength::Preferred };
-        let mapped = !self.scheduler.cluster.topology.levels.is_empty();
+        let mapped = !self.scheduler.cluster.topology.fabrics.is_empty();
         let within = if mapped && nodes > 1 && rng.chance(60) {
             vec![Within { level: level.to_owned(), strength }]
         } else {
             Vec::new()
         };
+        // Idle jobs can always be stopped again; some are told by a signal to save their work.
+        let tier = *rng.pick(&[Tier::Normal, Tier::Normal, Tier::Normal, Tier::Idle, Tier::Urgent]);
+        let requeue = tier == Tier::Idle || rng.chance(50);
+        let checkpoint = (requeue && rng.chance(50)).then(|| CheckpointPlan {
+            signal: rng.chance(50).then_some(10),
+            notice: Millis(*rng.pick(&[0, 5_000, 60_000])),
+            restart_cost: Millis(10_000),
+            file: None,
+            migratable: false,
+        });
         JobSpec {
             name: "work".to_owned(),
             team: TeamId::parse(team).expect("a plain word is a team"),
@@ -406,11 +415,22 @@ impl World {
                 gpu_model: rng
                     .pick(&[None, None, None, Some("H100"), Some("a100")])
                     .map(str::to_owned),
+                gpu_milli: WHOLE_GPU,
             },
-            within,
+            tier,
+            roles: Vec::new(),
+            placement: Placement { within, ..Placement::default() },
             priority: *rng.pick(&[0, 0, 0, 5, -5]),
             time_limit: limit,
-            requeue: rng.chance(50),
+            requeue,
+            begin: None,
+            after: Vec::new(),
+            singleton: false,
+            hold: false,
+            min_nodes: None,
+            spares: 0,
+            checkpoint,
+            reservation: None,
             program: Program {
                 argv: vec![
                     "work".to_owned(),

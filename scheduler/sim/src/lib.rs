@@ -33,14 +33,21 @@
 
 mod agents; // what agents and shims do
 mod chaos; // faults, operators and customers
+mod constraints; // a third opinion on placements
 mod faults;
+mod jobs_at_random; // what a world is asked for
 mod machine; // a node, its disk and its processes
+mod planning; // a world that is all about who goes where
 mod promises; // what must hold
 mod rng;
 mod world; // the clock and what happens next
 mod writer; // the scheduler: journal, apply, decide, restart
 
+pub mod packers; // packing rules to be compared
+pub mod trace; // recorded workloads, replayed
+
 pub use faults::{Faults, Planted};
+pub use planning::{Planning, PlantedPlan};
 pub use promises::Report;
 pub use rng::Rng;
 pub use world::World;

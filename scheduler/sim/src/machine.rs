@@ -133,6 +133,7 @@ impl Machine {
             nvlink_domain: None,
             nic: None,
             rail: None,
+            mig: None,
         };
         let inventory = NodeInventory {
             node: id.clone(),
@@ -144,6 +145,8 @@ impl Machine {
             driver_version: Some("580.0".to_owned()),
             gpus: (0..gpus).map(gpu).collect(),
             nics: Vec::new(),
+            labels: BTreeMap::new(),
+            neighbours: Vec::new(),
         };
         Self {
             id,

@@ -9,7 +9,7 @@ use tessera_core::job_table::Job;
 use tessera_core::ledger::timeline::Timeline;
 use tessera_model::usage::{Interval, UsageClass};
 use tessera_model::{
-    AttemptId, Gang, GpuId, JobId, JobState, NodeId, NodeState, Strength, TaskEnd, UnixMillis,
+    AttemptId, Gang, GpuId, JobId, JobState, NodeId, NodeState, PARTS_PER_GPU, Strength, TaskEnd, UnixMillis,
     WaitReason,
 };
 
@@ -112,7 +112,7 @@ impl World {
                 self.promises.broken(self.now, what);
             }
         }
-        let Event::LeaseGranted { lease } = event else { return };
+        let Event::LeaseGranted { lease, .. } = event else { return };
         let mut found = Vec::new();
         for place in &lease.places {
             let machine = &self.machines[self.index[&place.node]];
@@ -189,7 +189,7 @@ pub(crate) fn verdict(world: &World) -> String {
 
 fn grants(world: &World) -> BTreeMap<AttemptId, UnixMillis> {
     let grant = |s: &tessera_core::Stamped| match &s.event {
-        Event::LeaseGranted { lease } => Some((lease.attempt, s.at)),
+        Event::LeaseGranted { lease, .. } => Some((lease.attempt, s.at)),
         _ => None,
     };
     world.journal().iter().filter_map(grant).collect()
@@ -291,7 +291,7 @@ fn stuck(world: &World, job: &Job) -> Option<String> {
 
 fn required(job: &Job) -> Option<&str> {
     // In these worlds a job has one required level at most.
-    job.spec.within.iter().find(|w| w.strength == Strength::Required).map(|w| w.level.as_str())
+    job.spec.placement.within.iter().find(|w| w.strength == Strength::Required).map(|w| w.level.as_str())
 }
 
 /// A third opinion on what fits: fitting nodes in the best domain, counted from the cluster.
@@ -318,8 +318,8 @@ fn room(world: &World, gang: &Gang, level: Option<&str>, ideal: bool) -> u32 {
         let domain = match level {
             None => None,
             Some(level) => {
-                let depth = cluster.topology.level(level).map_or(0, |d| d + 1);
-                match cluster.topology.nodes.get(node.id()) {
+                let (fabric, depth) = cluster.topology.level(level).map_or((0, 0), |(f, d)| (f, d + 1));
+                match cluster.topology.fabrics[fabric].nodes.get(node.id()) {
                     Some(path) => Some(path[..depth].to_vec()),
                     None => continue,
                 }
@@ -337,31 +337,48 @@ fn accounts(world: &World) -> Vec<String> {
     let timeline: &Timeline = &world.cluster().timeline;
     let open: Vec<Interval> = timeline.open_until(now).collect();
     let absent = absent(world);
-    let mut ends: BTreeMap<&GpuId, UnixMillis> = BTreeMap::new();
     let mut charged: BTreeMap<AttemptId, u64> = BTreeMap::new();
+    let mut by_gpu: BTreeMap<&GpuId, Vec<&Interval>> = BTreeMap::new();
     for interval in world.scheduler.closed.iter().chain(&open) {
-        let before = ends.insert(&interval.gpu, interval.end);
-        // A life may end and another begin only while the node does not list the GPU.
-        let away = |from: UnixMillis| {
-            let spans = absent.get(&interval.gpu).into_iter().flatten();
-            spans.into_iter().any(|(a, b)| *a <= from && interval.start <= *b)
-        };
-        let torn = before.is_some_and(|b| b > interval.start || (b < interval.start && !away(b)));
-        if torn || interval.start >= interval.end {
-            lines.push(format!(
-                "P9: {} has a gap or an overlap at {}",
-                interval.gpu, interval.start
-            ));
-        }
+        by_gpu.entry(&interval.gpu).or_default().push(interval);
         if let UsageClass::Allocated { attempt, .. } = interval.class {
-            *charged.entry(attempt).or_default() += interval.end.since(interval.start).0;
+            let whole = u64::from(PARTS_PER_GPU);
+            let held = interval.end.since(interval.start).0 * u64::from(interval.parts);
+            *charged.entry(attempt).or_default() += held * 1_000 / whole;
+        }
+    }
+    for (gpu, intervals) in by_gpu {
+        // Where parts begin and end, in order; between two of these the sum stays as it is.
+        let mut steps: BTreeMap<UnixMillis, i64> = BTreeMap::new();
+        for interval in intervals {
+            if interval.start >= interval.end {
+                lines.push(format!("P9: {gpu} has an empty interval at {}", interval.start));
+            }
+            *steps.entry(interval.start).or_default() += i64::from(interval.parts);
+            *steps.entry(interval.end).or_default() -= i64::from(interval.parts);
+        }
+        let mut sum = 0;
+        let instants: Vec<UnixMillis> = steps.keys().copied().collect();
+        for (at, step) in &steps {
+            sum += step;
+            let next = instants.iter().find(|t| *t > at);
+            // A life may end and another begin only while the node does not list the GPU.
+            let away = |until: UnixMillis| {
+                let spans = absent.get(gpu).into_iter().flatten();
+                spans.into_iter().any(|(a, b)| *a <= *at && until <= *b)
+            };
+            let whole = sum == i64::from(PARTS_PER_GPU);
+            let between_lives = sum == 0 && next.is_none_or(|next| away(*next));
+            if !whole && !between_lives {
+                lines.push(format!("P9: {sum} parts of {gpu} are accounted from {at} on"));
+            }
         }
     }
     let held = held_by_journal(world);
     for (attempt, held) in &held {
         let charged = charged.remove(attempt).unwrap_or(0);
         if charged != *held {
-            lines.push(format!("P9: attempt {attempt} is charged {charged} ms and held {held} ms"));
+            lines.push(format!("P9: attempt {attempt} is charged {charged} and held {held} GPU-microseconds"));
         }
     }
     lines.extend(charged.keys().map(|a| format!("P9: attempt {a} is charged and held nothing")));
@@ -396,21 +413,22 @@ fn absent(world: &World) -> BTreeMap<GpuId, Vec<(UnixMillis, UnixMillis)>> {
 /// GPU-milliseconds of each lease, counted from the journal alone.
 fn held_by_journal(world: &World) -> BTreeMap<AttemptId, u64> {
     let mut held: BTreeMap<AttemptId, u64> = BTreeMap::new();
-    // Since when it is charged, `None` while its node is lost; and how many GPUs.
+    // Since when it is charged, `None` while its node is lost; and thousandths of GPUs.
     type Open = (Option<UnixMillis>, u64);
     let mut open: BTreeMap<(AttemptId, NodeId), Open> = BTreeMap::new();
     let mut give_back = |open: Option<Open>, attempt: AttemptId, until: UnixMillis| {
-        if let Some((since, gpus)) = open {
+        if let Some((since, milli)) = open {
             let length = since.map_or(0, |since| until.since(since).0);
-            *held.entry(attempt).or_default() += length * gpus;
+            *held.entry(attempt).or_default() += length * milli;
         }
     };
     for stamped in world.journal() {
         match &stamped.event {
-            Event::LeaseGranted { lease } => {
+            Event::LeaseGranted { lease, .. } => {
                 for place in &lease.places {
                     let key = (lease.attempt, place.node.clone());
-                    open.insert(key, (Some(stamped.at), place.gpus.len() as u64));
+                    let milli = place.gpus.len() as u64 * u64::from(place.gpu_milli);
+                    open.insert(key, (Some(stamped.at), milli));
                 }
             }
             Event::NodeLost { node, last_seen } => {

@@ -6,13 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use tessera_core::decide::{self, decide};
 use tessera_core::door;
 use tessera_core::due::due;
 use tessera_core::event::{Event, Stamped};
 use tessera_core::order::outstanding;
-use tessera_core::placement::Snapshot;
-use tessera_core::verify::verify;
+use tessera_core::round::round;
 use tessera_core::{Cluster, Order};
 use tessera_model::usage::Interval;
 use tessera_model::{Epoch, JobId, NodeId, SessionId, UnixMillis, WaitReason};
@@ -90,20 +88,20 @@ impl World {
         self.check_transitions(jobs);
     }
 
-    /// Starts what can start, one lease at a time, each with a second opinion.
+    /// A round: what follows from a decision, each event committed like any other.
     fn decide(&mut self) {
-        let snapshot = Snapshot::of(&self.scheduler.cluster, self.now());
-        let decision = decide(&snapshot);
-        for (job, chosen) in &decision.start {
-            let Some(lease) = decide::lease(&self.scheduler.cluster, &snapshot, *job, chosen)
-            else {
-                self.promises.broken(self.now, format!("job {job} starts but does not exist"));
-                continue;
-            };
-            match verify(&self.scheduler.cluster, &lease) {
-                Ok(()) => self.commit(Event::LeaseGranted { lease }),
-                Err(violation) => self.promises.broken(self.now, violation.to_string()),
-            }
+        let now = self.now();
+        let mut cluster = std::mem::take(&mut self.scheduler.cluster);
+        let outcome = round(&mut cluster, now, &mut |cluster, event| {
+            std::mem::swap(cluster, &mut self.scheduler.cluster);
+            self.commit(event);
+            std::mem::swap(cluster, &mut self.scheduler.cluster);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        self.scheduler.cluster = cluster;
+        let Ok(decision) = outcome;
+        for violation in &decision.refused {
+            self.promises.broken(self.now, violation.to_string());
         }
         self.scheduler.waits = decision.wait;
     }

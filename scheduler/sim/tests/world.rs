@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tessera_model::Millis;
-use tessera_sim::{Faults, Planted, World};
+use tessera_sim::{Faults, Planning, Planted, PlantedPlan, World};
 
 /// Seeds a test runs; `TESSERA_SIM_SEEDS` asks for more.
 fn seeds(usual: u64) -> std::ops::Range<u64> {
@@ -164,4 +164,80 @@ fn story() {
         }
     }
     println!("{}", world.broken_promises());
+}
+
+/// Worlds that are all about planning, in two threads.
+#[test]
+fn planning_keeps_every_promise_in_two_thousand_worlds() {
+    let seeds: Vec<u64> = seeds(2_000).collect();
+    let halves: Vec<&[u64]> = seeds.chunks(seeds.len().div_ceil(2).max(1)).collect();
+    let (mut starts, mut leaves) = (0, 0);
+    std::thread::scope(|scope| {
+        let played = |seeds: &[u64]| {
+            let (mut starts, mut leaves) = (0, 0);
+            for seed in seeds {
+                let (broken, world) = planned(*seed, None);
+                assert_eq!(broken, "", "seed {seed}");
+                starts += world.0;
+                leaves += world.1;
+            }
+            (starts, leaves)
+        };
+        let threads: Vec<_> = halves.iter().map(|half| scope.spawn(move || played(half))).collect();
+        for thread in threads {
+            let (s, l) = thread.join().expect("its own message says what was broken");
+            starts += s;
+            leaves += l;
+        }
+    });
+    let worlds = seeds.len() as u64;
+    assert!(starts > 5 * worlds, "{starts} starts in {worlds} worlds: they test nothing");
+    assert!(leaves > worlds / 10, "{leaves} jobs had to leave in {worlds} worlds");
+}
+
+/// What was broken in a planning world, and how much went on in it.
+fn planned(seed: u64, planted: Option<PlantedPlan>) -> (String, (u64, u64)) {
+    let run = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = Planning::with(seed, planted);
+        world.play(60);
+        (world.broken_promises(), (world.starts, world.leaves))
+    }));
+    run.unwrap_or_else(|panic| match panic.downcast::<String>() {
+        Ok(text) => (format!("the scheduler stopped: {text}"), (0, 0)),
+        Err(_) => ("the scheduler stopped".to_owned(), (0, 0)),
+    })
+}
+
+/// A planted bug has to be noticed within so many worlds.
+fn noticed_in_plans(bug: PlantedPlan, worlds: u64, word: &str) {
+    let found = (0..worlds).map(|seed| planned(seed, Some(bug)).0).find(|b| !b.is_empty());
+    let found = found.unwrap_or_else(|| panic!("{bug:?} was not noticed in {worlds} worlds"));
+    assert!(found.contains(word), "{bug:?}: {found}");
+}
+
+#[test]
+fn a_constraint_that_nobody_keeps_is_noticed() {
+    noticed_in_plans(PlantedPlan::ConstraintsIgnored, 100, "job ");
+}
+
+#[test]
+fn a_victim_that_leaves_without_its_gang_is_noticed() {
+    noticed_in_plans(PlantedPlan::VictimWithoutItsGang, 200, "left");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_plans_and_a_tie_broken_by_hash_order_does_not() {
+    let journal = |seed, planted| {
+        let mut world = Planning::with(seed, planted);
+        world.play(60);
+        format!("{:?}", world.journal)
+    };
+    for seed in 0..20 {
+        assert_eq!(journal(seed, None), journal(seed, None), "seed {seed}");
+    }
+    let differs = |seed| {
+        let loose = Some(PlantedPlan::TiesByHashOrder);
+        journal(seed, loose) != journal(seed, loose)
+    };
+    assert!((0..20).any(differs), "a hash map's order reached decisions, and nobody noticed");
 }

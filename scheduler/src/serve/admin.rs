@@ -1,4 +1,4 @@
-//! Teams, tokens, and who am I.
+//! Teams and their shares, tokens, reservations, and who am I. The map is `topology`'s.
 //!
 //! Secrets are made here and shown once, in the reply; the journal has their hashes.
 
@@ -6,10 +6,14 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use tessera_core::door;
+use tessera_core::queue::order::SHIFT_MAX;
+use tessera_core::{Cluster, Event, door};
 use tessera_model::{
-    JobState, Millis, NodeId, NodeState, Principal, Refusal, Role, TeamId, UnixIdentity, UserId,
-    refusal,
+    JobState, Millis, NodeId, NodeState, Principal, Refusal, Reservation, Role, TeamId,
+    UnixIdentity, UnixMillis, UserId, WHOLE_GPU, refusal,
+};
+use tessera_proto::admin::{
+    reservation_to_wire, reserve_from_wire, share_change_from_wire, share_to_wire,
 };
 use tessera_proto::status::to_status;
 use tessera_proto::v1;
@@ -65,11 +69,8 @@ impl v1::admin_server::Admin for Service {
             let own_only = matches!(who.role, Role::Member | Role::TeamAdmin);
             let teams = view.cluster.teams.iter();
             let shown = teams.filter(|(id, _)| !own_only || who.teams.contains(id));
-            let team = |(id, team): (&TeamId, &tessera_core::cluster::Team)| v1::Team {
-                team: id.to_string(),
-                description: team.description.clone(),
-            };
-            v1::ListTeamsReply { teams: shown.map(team).collect() }
+            let team = |(id, _): (&TeamId, _)| team_to_wire(view.cluster, id);
+            v1::ListTeamsReply { teams: shown.filter_map(team).collect() }
         });
         answer.await.map(Response::new).map_err(|e| to_status(&e))
     }
@@ -84,20 +85,34 @@ impl v1::admin_server::Admin for Service {
             let id = TeamId::parse(&team).map_err(|e| {
                 Refusal::invalid("team", e.to_string(), "choose a name like `nlp` or `team-7`")
             })?;
+            let made = id.clone();
             self.0
                 .handle
-                .change(move |cluster, _| {
-                    let ((), events) = door::create_team(cluster, &who, id.clone(), &description)?;
-                    let kept = events.iter().find_map(|e| match e {
-                        tessera_core::Event::TeamCreated { description, .. } => Some(description),
-                        _ => None,
-                    });
-                    let description = kept.cloned().unwrap_or_default();
-                    Ok((v1::Team { team: id.to_string(), description }, events))
-                })
-                .await
+                .change(move |cluster, _| door::create_team(cluster, &who, made, &description))
+                .await?;
+            self.team(id).await
         };
         answer.await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn share_team(
+        &self,
+        request: Request<v1::ShareTeamRequest>,
+    ) -> Result<Response<v1::ShareTeamReply>, Status> {
+        let who = auth::person(&request)?;
+        let wire = request.into_inner();
+        let answer = async {
+            let (id, change) = share_change_from_wire(wire)?;
+            let team = id.clone();
+            let shared = self.0.handle.change(move |cluster, _| {
+                // A team that is not there is refused by the door, with the nearest name.
+                let share = cluster.teams.get(&team).map(|t| t.share.clone()).unwrap_or_default();
+                door::share_team(cluster, &who, team, change.of(&share))
+            });
+            let warnings = shared.await?;
+            Ok(v1::ShareTeamReply { team: Some(self.team(id).await?), warnings })
+        };
+        answer.await.map(Response::new).map_err(|e: Refusal| to_status(&e))
     }
 
     async fn list_tokens(
@@ -187,6 +202,106 @@ impl v1::admin_server::Admin for Service {
         };
         answer.await.map(Response::new).map_err(|e| to_status(&e))
     }
+
+    async fn reserve(
+        &self,
+        request: Request<v1::ReserveRequest>,
+    ) -> Result<Response<v1::ReserveReply>, Status> {
+        let who = auth::person(&request)?;
+        let wire = request.into_inner().reservation.unwrap_or_default();
+        let answer = async {
+            let wish = reserve_from_wire(wire, who.user.clone())?;
+            let made = self.0.handle.change(move |cluster, now| {
+                // Whoever says no begin means now, which is ours.
+                let from = if wish.from == UnixMillis(0) { now } else { wish.from };
+                let wish = Reservation { from, ..wish };
+                let (warnings, events) = door::reserve(cluster, now, &who, wish)?;
+                let made = events.iter().find_map(|e| match e {
+                    Event::ReservationMade { reservation } => {
+                        Some(reservation_to_wire(reservation))
+                    }
+                    _ => None,
+                });
+                Ok((v1::ReserveReply { reservation: made, warnings }, events))
+            });
+            made.await
+        };
+        answer.await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn end_reservation(
+        &self,
+        request: Request<v1::EndReservationRequest>,
+    ) -> Result<Response<v1::Reservation>, Status> {
+        let who = auth::person(&request)?;
+        let name = request.into_inner().name;
+        let ended = self
+            .0
+            .handle
+            .change(move |cluster, _| door::end_reservation(cluster, &who, &name))
+            .await;
+        ended.map(|r| Response::new(reservation_to_wire(&r))).map_err(|e| to_status(&e))
+    }
+
+    async fn list_reservations(
+        &self,
+        _request: Request<v1::ListReservationsRequest>,
+    ) -> Result<Response<v1::ListReservationsReply>, Status> {
+        let answer = self.0.handle.read(|view| {
+            let mut all: Vec<&Reservation> = view.cluster.reservations.values().collect();
+            all.sort_by_key(|r| (r.from, &r.name));
+            v1::ListReservationsReply {
+                reservations: all.into_iter().map(reservation_to_wire).collect(),
+            }
+        });
+        answer.await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn get_topology(
+        &self,
+        _request: Request<v1::GetTopologyRequest>,
+    ) -> Result<Response<v1::TopologyReply>, Status> {
+        self.0.topology().await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn load_topology(
+        &self,
+        request: Request<v1::LoadTopologyRequest>,
+    ) -> Result<Response<v1::LoadTopologyReply>, Status> {
+        let who = auth::person(&request)?;
+        let answer = self.0.load_topology(&who, request.into_inner()).await;
+        answer.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn mark_domain(
+        &self,
+        request: Request<v1::MarkDomainRequest>,
+    ) -> Result<Response<v1::DomainMark>, Status> {
+        let who = auth::person(&request)?;
+        let answer = self.0.mark_domain(&who, request.into_inner()).await;
+        answer.map(Response::new).map_err(|e| to_status(&e))
+    }
+}
+
+impl Service {
+    async fn team(&self, id: TeamId) -> Result<v1::Team, Refusal> {
+        let found = self.0.handle.read(move |view| team_to_wire(view.cluster, &id)).await?;
+        found.ok_or_else(|| internal("the team is gone"))
+    }
+}
+
+fn team_to_wire(cluster: &Cluster, id: &TeamId) -> Option<v1::Team> {
+    let team = cluster.teams.get(id)?;
+    let account = cluster.jobs.account(id);
+    // A team that used just its share is moved back by half of what is possible.
+    Some(v1::Team {
+        team: id.to_string(),
+        description: team.description.clone(),
+        share: Some(share_to_wire(&team.share)),
+        held_gpu_milli: account.held_milli,
+        decayed_usage_gpu_ms: account.used.0 / u64::from(WHOLE_GPU),
+        turn_moved_ms: account.shift.0.cast_signed() - (SHIFT_MAX.0 / 2).cast_signed(),
+    })
 }
 
 fn no_random(error: NoRandom) -> Refusal {

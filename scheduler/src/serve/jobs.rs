@@ -1,23 +1,29 @@
-//! Jobs for people: submit, get, list, explain, cancel, watch. What they write is `output`'s.
+//! Jobs for people: submit, get, list, explain, watch. What is asked of jobs that are there is
+//! `changes`'s, what they write `output`'s.
 //!
 //! In: requests with a person behind them. Out: what the core answers, cut to what the person may
 //! see: a job's script, arguments, environment and output are its owner's and its team's admin's.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
 use tessera_core::door::{self, JobFilter, Submitted};
 use tessera_core::job_table::Job;
-use tessera_core::{access, explain};
+use tessera_core::{Cluster, Event, access, explain};
 use tessera_model::{
-    Explanation, JobId, JobRecord, JobSpec, Principal, Program, Refusal, RefusalKind, TeamId,
-    UserId,
+    ArrayTask, Explanation, JobId, JobRecord, JobSpec, JobState, Principal, Program, Refusal,
+    RefusalKind, TeamId, UnixMillis, UserId,
 };
-use tessera_proto::jobs::{explanation_to_wire, job_to_wire, spec_from_wire, state_from_wire};
+use tessera_proto::jobs::{
+    array_from_wire, explanation_to_wire, job_to_wire, signal_from_wire, spec_from_wire,
+    state_from_wire,
+};
 use tessera_proto::status::to_status;
 use tessera_proto::v1;
 
+use super::changes::{Ask, Whom};
 use super::{Shared, Stream, auth, going_down, internal, output, stopped, stream};
 use crate::writer::View;
 
@@ -33,19 +39,27 @@ impl v1::jobs_server::Jobs for Service {
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitReply>, Status> {
         let who = auth::person(&request)?;
-        let reply = self.0.submit(&who, request.into_inner()).await.map_err(|e| to_status(&e))?;
+        let answer = self.0.submit(&who, request.into_inner()).await;
+        let (reply, jobs) = answer.map_err(|e| to_status(&e))?;
         Ok(Response::new(v1::SubmitReply {
             job_id: reply.job.0,
             existing: reply.existing,
             warnings: reply.warnings,
+            jobs,
         }))
     }
 
     async fn get(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
         let who = auth::person(&request)?;
-        let id = JobId(request.into_inner().job_id);
-        let record = self.0.job(&who, id).await.map_err(|e| to_status(&e))?;
-        Ok(Response::new(job_to_wire(&record)))
+        let v1::GetJobRequest { job_id, index } = request.into_inner();
+        let answer = async {
+            let id = match index {
+                None => JobId(job_id),
+                Some(_) => self.0.task(&who, JobId(job_id), index).await?,
+            };
+            self.0.job(&who, id).await
+        };
+        answer.await.map(|r| Response::new(job_to_wire(&r))).map_err(|e| to_status(&e))
     }
 
     async fn list(
@@ -54,23 +68,8 @@ impl v1::jobs_server::Jobs for Service {
     ) -> Result<Response<v1::ListJobsReply>, Status> {
         let who = auth::person(&request)?;
         let filter = filter(request.into_inner()).map_err(|e| to_status(&e))?;
-        let answer = self.0.handle.read(move |view| {
-            let (jobs, total) = door::list(view.cluster, &who, &filter);
-            let records: Vec<JobRecord> =
-                jobs.into_iter().map(|job| view.record(&without_program(job))).collect();
-            let nodes = view.cluster.nodes.values();
-            let (held, gpus) = nodes.fold((0, 0), |(held, gpus), n| {
-                (held + n.held.len(), gpus + n.inventory.gpus.len())
-            });
-            (records, total, held, gpus)
-        });
-        let (records, total, held, gpus) = answer.await.map_err(|e| to_status(&e))?;
-        Ok(Response::new(v1::ListJobsReply {
-            jobs: records.iter().map(job_to_wire).collect(),
-            total: total as u64,
-            gpus_held: u32::try_from(held).unwrap_or(u32::MAX),
-            gpus_total: u32::try_from(gpus).unwrap_or(u32::MAX),
-        }))
+        let answer = self.0.handle.read(move |view| list(view, &who, &filter));
+        answer.await.map(Response::new).map_err(|e| to_status(&e))
     }
 
     async fn explain(
@@ -85,21 +84,67 @@ impl v1::jobs_server::Jobs for Service {
     async fn cancel(
         &self,
         request: Request<v1::CancelRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let who = auth::person(&request)?;
+        let v1::CancelRequest { job_id, index, only } = request.into_inner();
+        let whom = Whom { job: JobId(job_id), index, only };
+        let answer = self.0.cancel(&who, whom).await;
+        answer.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn hold(
+        &self,
+        request: Request<v1::HoldRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let who = auth::person(&request)?;
+        let v1::HoldRequest { job_id, index, only } = request.into_inner();
+        let whom = Whom { job: JobId(job_id), index, only };
+        let answer = self.0.change(&who, whom, |ask, id| door::hold(ask.cluster, ask.who, id));
+        answer.await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn release(
+        &self,
+        request: Request<v1::ReleaseRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let who = auth::person(&request)?;
+        let v1::ReleaseRequest { job_id, index, only } = request.into_inner();
+        let whom = Whom { job: JobId(job_id), index, only };
+        let answer = self.0.change(&who, whom, |ask, id| door::release(ask.cluster, ask.who, id));
+        answer.await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn update(
+        &self,
+        request: Request<v1::UpdateRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let who = auth::person(&request)?;
+        let answer = self.0.update(&who, request.into_inner()).await;
+        answer.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn signal(
+        &self,
+        request: Request<v1::SignalRequest>,
+    ) -> Result<Response<v1::ChangeReply>, Status> {
+        let who = auth::person(&request)?;
+        let v1::SignalRequest { job_id, index, only, signal } = request.into_inner();
+        let whom = Whom { job: JobId(job_id), index, only };
+        let answer = async {
+            let signal = signal_from_wire(signal)?;
+            let ask = move |ask: &Ask<'_>, id| door::signal(ask.cluster, ask.who, id, signal);
+            self.0.change(&who, whom, ask).await
+        };
+        answer.await.map(Response::new).map_err(|e: Refusal| to_status(&e))
+    }
+
+    async fn report_checkpoint(
+        &self,
+        request: Request<v1::ReportCheckpointRequest>,
     ) -> Result<Response<v1::Job>, Status> {
         let who = auth::person(&request)?;
-        let id = JobId(request.into_inner().job_id);
-        let asking = who.clone();
-        let outcome =
-            self.0.handle.change(move |cluster, _| door::cancel(cluster, &asking, id)).await;
-        let record = match outcome {
-            Ok(record) => scoped(&who, record),
-            // It may have ended so long ago that only the store has it.
-            Err(refusal) if refusal.kind == RefusalKind::NotFound => {
-                self.0.job(&who, id).await.map_err(|e| to_status(&e))?
-            }
-            Err(refusal) => return Err(to_status(&refusal)),
-        };
-        Ok(Response::new(job_to_wire(&record)))
+        let answer = self.0.report_checkpoint(&who, request.into_inner()).await;
+        answer.map(Response::new).map_err(|e| to_status(&e))
     }
 
     type WatchStream = Stream<v1::Job>;
@@ -164,40 +209,42 @@ impl v1::jobs_server::Jobs for Service {
 }
 
 impl Shared {
+    /// What was submitted, and how many jobs that made.
     async fn submit(
         &self,
         who: &Arc<Principal>,
         request: v1::SubmitRequest,
-    ) -> Result<Submitted, Refusal> {
+    ) -> Result<(Submitted, u32), Refusal> {
         let wire = request
             .spec
             .ok_or_else(|| Refusal::invalid("spec", "the job is missing", "send a spec"))?;
         let spec = spec_from_wire(wire, who)?;
-        let key = request.idempotency_key;
-        let who = who.clone();
+        let array = request.array.as_ref().map(array_from_wire).transpose()?;
+        let jobs = array.as_ref().map_or(1, |(i, _)| u32::try_from(i.len()).unwrap_or(u32::MAX));
+        let wish = Wish { who: who.clone(), spec, array, key: request.idempotency_key };
         let attempt = self
             .handle
             .change(move |cluster, now| {
                 // Of a job that has left memory only the store knows the key.
                 let all_in_memory = cluster.jobs.jobs.len() as u64 + 1 >= cluster.next_job.max(1);
-                let known = key.is_empty() || cluster.jobs.by_key(&spec.user, &key).is_some();
+                let key = wish.key.as_str();
+                let known = key.is_empty() || cluster.jobs.by_key(&wish.spec.user, key).is_some();
                 if known || all_in_memory {
-                    return door::submit(cluster, now, &who, spec, &key)
-                        .map(|(reply, events)| (Ok(reply), events));
+                    return wish.submit(cluster, now).map(|(reply, events)| (Ok(reply), events));
                 }
-                Ok((Err((who, spec, key)), Vec::new()))
+                Ok((Err(wish), Vec::new()))
             })
             .await?;
-        let (who, spec, key) = match attempt {
-            Ok(reply) => return Ok(reply),
+        let wish = match attempt {
+            Ok(reply) => return Ok((reply, jobs)),
             Err(undecided) => undecided,
         };
         let reader = self.handle.reader().clone();
-        let (user, asked) = (spec.user.clone(), key.clone());
+        let (user, asked) = (wish.spec.user.clone(), wish.key.clone());
         let earlier = blocking(move || reader.job_by_key(&user, &asked)).await?;
         match earlier {
-            Some(job) if job.spec == spec => {
-                Ok(Submitted { job: job.id, existing: true, warnings: Vec::new() })
+            Some(job) if job.spec == wish.spec && job.array == wish.first_task(job.id) => {
+                Ok((Submitted { job: job.id, existing: true, warnings: Vec::new() }, jobs))
             }
             Some(job) => Err(Refusal::new(
                 RefusalKind::AlreadyExists,
@@ -206,11 +253,25 @@ impl Shared {
                 "use a new key for a new job",
             )),
             None => {
-                self.handle
-                    .change(move |cluster, now| door::submit(cluster, now, &who, spec, &key))
-                    .await
+                let reply =
+                    self.handle.change(move |cluster, now| wish.submit(cluster, now)).await?;
+                Ok((reply, jobs))
             }
         }
+    }
+
+    /// The task of an array with an index.
+    async fn task(
+        &self,
+        who: &Arc<Principal>,
+        array: JobId,
+        index: Option<u32>,
+    ) -> Result<JobId, Refusal> {
+        let who = who.clone();
+        let found =
+            self.handle.read(move |view| door::tasks(view.cluster, &who, array, index, true));
+        let tasks = found.await??;
+        tasks.first().copied().ok_or_else(|| door::no_job(array))
     }
 
     /// A job as `who` may see it, from memory or from the store.
@@ -231,7 +292,7 @@ impl Shared {
     /// Thinks a question out beside the writer, which has other things to do meanwhile.
     async fn answer(&self, question: explain::Question) -> Result<Explanation, Refusal> {
         if let explain::Question::Answered(explanation) = question {
-            return Ok(explanation);
+            return Ok(*explanation);
         }
         let broke_off = || internal("the explanation broke off");
         let turn = self.explaining.clone().acquire_owned().await.map_err(|_| broke_off())?;
@@ -301,7 +362,7 @@ fn visible(view: &View<'_>, who: &Principal, id: JobId) -> Option<Result<JobReco
 }
 
 /// What of a record `who` may see.
-fn scoped(who: &Principal, mut record: JobRecord) -> JobRecord {
+pub(super) fn scoped(who: &Principal, mut record: JobRecord) -> JobRecord {
     if !access::may_see_content(who, &record.spec) {
         record.spec.program = no_program();
     }
@@ -311,21 +372,121 @@ fn scoped(who: &Principal, mut record: JobRecord) -> JobRecord {
 /// The job without its script and environment, which may take a megabyte: for lists, and for those
 /// who may not see them.
 fn without_program(job: &Job) -> Job {
+    // Every field by name: a new one that is large is noticed here.
+    let JobSpec {
+        name,
+        team,
+        project,
+        user,
+        tags,
+        tier,
+        gang,
+        roles,
+        placement,
+        priority,
+        time_limit,
+        requeue,
+        begin,
+        after,
+        singleton,
+        hold,
+        min_nodes,
+        spares,
+        checkpoint,
+        reservation,
+        program: _,
+        unix,
+    } = &*job.spec;
     let spec = JobSpec {
+        name: name.clone(),
+        team: team.clone(),
+        project: project.clone(),
+        user: user.clone(),
+        tags: tags.clone(),
+        tier: *tier,
+        gang: gang.clone(),
+        roles: roles.clone(),
+        placement: placement.clone(),
+        priority: *priority,
+        time_limit: *time_limit,
+        requeue: *requeue,
+        begin: *begin,
+        after: after.clone(),
+        singleton: *singleton,
+        hold: *hold,
+        min_nodes: *min_nodes,
+        spares: *spares,
+        checkpoint: checkpoint.clone(),
+        reservation: reservation.clone(),
         program: no_program(),
-        name: job.spec.name.clone(),
-        team: job.spec.team.clone(),
-        project: job.spec.project.clone(),
-        user: job.spec.user.clone(),
-        tags: job.spec.tags.clone(),
-        gang: job.spec.gang.clone(),
-        within: job.spec.within.clone(),
-        priority: job.spec.priority,
-        time_limit: job.spec.time_limit,
-        requeue: job.spec.requeue,
-        unix: job.spec.unix,
+        unix: *unix,
     };
     Job { spec: Arc::new(spec), ..job.clone() }
+}
+
+/// A submission that was read.
+struct Wish {
+    who: Arc<Principal>,
+    spec: JobSpec,
+    /// Indices, and how many of them at once.
+    array: Option<(Vec<u32>, u32)>,
+    key: String,
+}
+
+impl Wish {
+    fn submit(
+        self,
+        cluster: &Cluster,
+        now: UnixMillis,
+    ) -> Result<(Submitted, Vec<Event>), Refusal> {
+        let Self { who, spec, array, key } = self;
+        match array {
+            None => door::submit(cluster, now, &who, spec, &key),
+            Some((indices, throttle)) => {
+                door::submit_array(cluster, now, &who, spec, &key, indices, throttle)
+            }
+        }
+    }
+
+    /// What the job under the key is of an array, if it is this one.
+    fn first_task(&self, array: JobId) -> Option<ArrayTask> {
+        let (indices, _) = self.array.as_ref()?;
+        indices.first().map(|index| ArrayTask { array, index: *index })
+    }
+}
+
+fn list(view: &View<'_>, who: &Principal, filter: &JobFilter) -> v1::ListJobsReply {
+    let cluster = view.cluster;
+    let (jobs, total) = door::list(cluster, who, filter);
+    let mut waiting: BTreeSet<JobId> =
+        jobs.iter().filter(|j| j.state == JobState::Pending).map(|j| j.id).collect();
+    let mut positions = BTreeMap::new();
+    for (position, id) in (1u32..).zip(cluster.jobs.in_order(view.now)) {
+        if waiting.is_empty() {
+            break;
+        }
+        if waiting.remove(&id) {
+            positions.insert(id.0, position);
+        }
+    }
+    let arrays: BTreeSet<JobId> = jobs.iter().filter_map(|j| j.array).map(|a| a.array).collect();
+    let throttle = |id: JobId| Some((id.0, cluster.jobs.array(id)?.throttle));
+    let record = |job: &Job| {
+        let mut record = view.record(&without_program(job));
+        record.certificate = None;
+        job_to_wire(&record)
+    };
+    let nodes = cluster.nodes.values();
+    let (held, gpus) =
+        nodes.fold((0, 0), |(held, gpus), n| (held + n.held.len(), gpus + n.inventory.gpus.len()));
+    v1::ListJobsReply {
+        jobs: jobs.into_iter().map(record).collect(),
+        total: total as u64,
+        gpus_held: u32::try_from(held).unwrap_or(u32::MAX),
+        gpus_total: u32::try_from(gpus).unwrap_or(u32::MAX),
+        positions,
+        throttles: arrays.into_iter().filter_map(throttle).filter(|(_, t)| *t > 0).collect(),
+    }
 }
 
 fn no_program() -> Program {

@@ -4,12 +4,14 @@
 //! request becomes one of `model`'s types, or is refused, on its first lines; what it may do is the
 //! core's door's affair; nothing here decides anything.
 
-/// Teams and tokens.
+/// Teams, tokens, reservations.
 pub mod admin;
 /// Joining, orders and reports, samples.
 pub mod agents;
 /// Who is calling, and the table of who may call what.
 pub mod auth;
+/// What is asked of jobs that are there.
+mod changes;
 /// Whether we serve.
 mod health;
 /// Submit, list, explain, cancel, watch.
@@ -24,6 +26,8 @@ pub mod nodes;
 pub mod output;
 /// What a browser sees.
 mod pages;
+/// The map in force, another one, and what is said of domains.
+mod topology;
 /// Who held what, at what price.
 pub mod usage;
 /// Changes of jobs, for those who wait for them.

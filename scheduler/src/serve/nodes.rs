@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
+use tessera_core::node_table::Node;
 use tessera_core::{access, door};
 use tessera_model::{JobId, NodeId, NodeRecord, Principal, Refusal, UnixMillis};
-use tessera_proto::nodes::{node_to_wire, topology_to_wire};
+use tessera_proto::nodes::node_to_wire;
 use tessera_proto::status::to_status;
 use tessera_proto::telemetry::{gpu_reading, host_reading, nic_reading};
 use tessera_proto::v1;
@@ -94,18 +95,6 @@ impl v1::nodes_server::Nodes for Service {
         answer.await.map(Response::new).map_err(|e: Refusal| to_status(&e))
     }
 
-    async fn get_topology(
-        &self,
-        _request: Request<v1::GetTopologyRequest>,
-    ) -> Result<Response<v1::TopologyReply>, Status> {
-        let answer = self.0.handle.read(|view| {
-            let map = &view.cluster.topology;
-            let unplaced = view.cluster.nodes.keys().filter(|n| !map.nodes.contains_key(*n));
-            topology_to_wire(map, unplaced)
-        });
-        answer.await.map(Response::new).map_err(|e| to_status(&e))
-    }
-
     async fn latest(
         &self,
         request: Request<v1::LatestRequest>,
@@ -147,11 +136,17 @@ fn list(
     who: &Principal,
     asked: &BTreeSet<NodeId>,
 ) -> Result<Vec<NodeRecord>, Refusal> {
-    let record = |node| scoped(view, who, view.cluster.node_record(node));
+    let inventories = view.cluster.nodes.values().map(|n| &n.inventory);
+    let mut doubts = tessera_core::topology::doubts(view.cluster.map(), inventories);
+    let mut record = |node: &Node| {
+        let mut record = scoped(view, who, view.cluster.node_record(node));
+        record.map_doubts = doubts.remove(node.id()).unwrap_or_default();
+        record
+    };
     if asked.is_empty() {
         return Ok(view.cluster.nodes.values().map(record).collect());
     }
-    asked.iter().map(|id| door::known_node(view.cluster, id).map(record)).collect()
+    asked.iter().map(|id| door::known_node(view.cluster, id).map(&mut record)).collect()
 }
 
 /// Stands for a job that holds a GPU and that the caller may not know of.

@@ -177,9 +177,10 @@ impl Store {
     /// What is held, from the events that grant and give back.
     fn project_lease(&self, event: &Stamped) -> Result<(), StoreError> {
         match &event.event {
-            Event::LeaseGranted { lease } => {
+            Event::LeaseGranted { lease, .. } => {
                 let mut insert = self.db.prepare_cached(
-                    "INSERT INTO lease_gpus (attempt, gpu, node, granted_at_unix_ms) VALUES (?1, ?2, ?3, ?4)",
+                    "INSERT INTO lease_gpus (attempt, gpu, node, granted_at_unix_ms, gpu_milli)
+                     VALUES (?1, ?2, ?3, ?4, ?5)",
                 )?;
                 let attempt = lease.attempt.to_string();
                 for place in &lease.places {
@@ -188,7 +189,8 @@ impl Store {
                             attempt,
                             gpu.as_str(),
                             place.node.as_str(),
-                            event.at.0
+                            event.at.0,
+                            place.gpu_milli,
                         ])?;
                     }
                 }
@@ -224,8 +226,8 @@ impl Store {
         }
         let mut interval_row = self.db.prepare_cached(
             "INSERT INTO usage_intervals (gpu, start_unix_ms, end_unix_ms, node, gpu_model, class,
-                team, project, user, attempt, revision)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                team, project, user, attempt, revision, parts)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         )?;
         for interval in &outbox.closed {
             let (team, project, user, attempt) = match &interval.class {
@@ -233,9 +235,9 @@ impl Store {
                     Some(team.as_str()),
                     Some(project.as_str()),
                     Some(user.as_str()),
-                    Some(attempt.to_string()),
+                    attempt.to_string(),
                 ),
-                _ => (None, None, None, None),
+                _ => (None, None, None, String::new()),
             };
             interval_row.execute(params![
                 interval.gpu.as_str(),
@@ -249,6 +251,7 @@ impl Store {
                 user,
                 attempt,
                 to_i64(cluster.revision.0),
+                interval.parts,
             ])?;
         }
         Ok(())
@@ -273,7 +276,7 @@ impl Store {
                 job.spec.project.as_str(),
                 job.spec.user.as_str(),
                 job.state.word(),
-                job.spec.gang.gpus(),
+                job.spec.gpus(),
                 job.submitted_at.0,
                 ms(job.started_at),
                 ms(job.ended_at),

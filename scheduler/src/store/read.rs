@@ -39,7 +39,7 @@ impl Reader {
     ) -> Result<(), StoreError> {
         let db = self.open()?;
         let mut query = db.prepare(
-            "SELECT gpu, node, gpu_model, start_unix_ms, end_unix_ms, class, team, project, user, attempt
+            "SELECT gpu, node, gpu_model, start_unix_ms, end_unix_ms, class, team, project, user, attempt, parts
              FROM usage_intervals
              WHERE end_unix_ms > ?1 AND start_unix_ms < ?2 AND revision <= ?3",
         )?;
@@ -97,6 +97,7 @@ fn interval(row: &Row<'_>) -> Result<Interval, rusqlite::Error> {
         model: row.get(2)?,
         start: UnixMillis(row.get(3)?),
         end: UnixMillis(row.get(4)?),
+        parts: row.get(10)?,
         class,
     })
 }

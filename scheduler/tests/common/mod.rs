@@ -212,7 +212,8 @@ impl Person {
     }
 
     pub async fn submit(&self, spec: v1::JobSpec, key: &str) -> Result<v1::SubmitReply, Status> {
-        let request = v1::SubmitRequest { spec: Some(spec), idempotency_key: key.into() };
+        let request =
+            v1::SubmitRequest { spec: Some(spec), idempotency_key: key.into(), array: None };
         self.jobs().submit(request).await.map(|r| r.into_inner())
     }
 }
@@ -254,7 +255,7 @@ pub fn inventory(node: &str) -> v1::Inventory {
         memory_bytes: 64 << 30,
         driver_version: Some("550.54".into()),
         gpus: (0..2).map(gpu).collect(),
-        nics: vec![],
+        ..Default::default()
     }
 }
 

@@ -31,7 +31,7 @@ device_fns! {
         };
         if SAMPLES.lock().get_or_insert_default().set(number, taken) { Ok(()) } else { Err(Code::INVALID_ARGUMENT) }
     }
-    // No preset has MIG instances.
+    // Activity of a MIG instance is not simulated.
     nvmlGpmMigSampleGet(_instance: c_uint, _sample: Handle) |_d| { Err(Code::NOT_SUPPORTED) }
 }
 

@@ -22,10 +22,20 @@ pub fn pci_info(addr: PciAddr, spec: &GpuSpec) -> sys::nvmlPciInfo_t {
 }
 
 device_fns! {
-    nvmlDeviceGetName(name: OutText, length: c_uint) |d| { name.set(length, d.hw().spec.name) }
-    nvmlDeviceGetUUID(uuid: OutText, length: c_uint) |d| { uuid.set(length, &d.hw().uuid) }
+    nvmlDeviceGetName(name: OutText, length: c_uint) |d| {
+        match d.instance() {
+            Some(instance) => name.set(length, &format!("{} MIG {}", d.hw().spec.name, instance.profile)),
+            None => name.set(length, d.hw().spec.name),
+        }
+    }
+    nvmlDeviceGetUUID(uuid: OutText, length: c_uint) |d| {
+        uuid.set(length, d.instance().map_or(&d.hw().uuid, |instance| &instance.uuid))
+    }
     nvmlDeviceGetSerial(serial: OutText, length: c_uint) |d| { serial.set(length, &d.hw().serial) }
     nvmlDeviceGetIndex(index: Out<c_uint>) |d| {
+        if let Some(mig) = d.mig {
+            return index.set(mig as c_uint);
+        }
         let at = d.node().visible().iter().position(|g| *g == d.index).ok_or(Code::GPU_IS_LOST)?;
         index.set(at as c_uint)
     }

@@ -20,8 +20,19 @@ fn clock_mhz(spec: &crate::hardware::GpuSpec, sm_mhz: u32, kind: u32) -> Result<
     })
 }
 
+/// All and used, bytes, where the call is about a MIG instance.
+fn instance_memory(d: &crate::call::Device) -> Option<(u64, u64)> {
+    let total = d.instance()?.mem_mib << 20;
+    let listed = d.node().processes(d.index);
+    let used: u64 = listed.iter().filter(|p| p.mig == d.mig).map(|p| p.mem_bytes).sum();
+    Some((total, used.min(total)))
+}
+
 device_fns! {
     nvmlDeviceGetMemoryInfo(memory: Out<sys::nvmlMemory_t>) |d| {
+        if let Some((total, used)) = instance_memory(&d) {
+            return memory.set(sys::nvmlMemory_t { total, free: total - used, used });
+        }
         let spec = d.hw().spec;
         let total = spec.mem_mib << 20;
         // The first form counts what the driver reserves as used.
@@ -33,6 +44,10 @@ device_fns! {
         if asked != version::<sys::nvmlMemory_v2_t>(2) {
             return Err(Code::ARGUMENT_VERSION_MISMATCH);
         }
+        if let Some((total, used)) = instance_memory(&d) {
+            let free = total - used;
+            return memory.set(sys::nvmlMemory_v2_t { version: asked, total, reserved: 0, free, used });
+        }
         let spec = d.hw().spec;
         let (total, reserved) = (spec.mem_mib << 20, spec.reserved_mib << 20);
         let used = d.node().memory_used(d.index);
@@ -43,6 +58,9 @@ device_fns! {
         memory.set(sys::nvmlBAR1Memory_t { bar1Total: total, bar1Free: total - used, bar1Used: used })
     }
     nvmlDeviceGetUtilizationRates(rates: Out<sys::nvmlUtilization_t>) |d| {
+        if d.hw().mig.is_some() {
+            return Err(Code::NOT_SUPPORTED);
+        }
         let meter = d.node().meter(d.index);
         rates.set(sys::nvmlUtilization_t { gpu: meter.busy_pct, memory: meter.mem_pct })
     }

@@ -13,6 +13,11 @@ use crate::scenario::NullQuery;
 /// NVML's "this process is in no MIG instance".
 const NO_INSTANCE: c_uint = u32::MAX;
 
+/// The id of a GPU instance, as NVML has it: 0 is the whole GPU.
+pub fn instance_id(mig: usize) -> c_uint {
+    mig as c_uint + 1
+}
+
 fn compute_processes(
     d: &Device,
     count: InOut<c_uint>,
@@ -22,11 +27,12 @@ fn compute_processes(
         .node()
         .processes(d.index)
         .iter()
+        .filter(|p| d.mig.is_none() || p.mig == d.mig)
         .map(|p| sys::nvmlProcessInfo_t {
             pid: p.pid,
             usedGpuMemory: p.mem_bytes,
-            gpuInstanceId: NO_INSTANCE,
-            computeInstanceId: NO_INSTANCE,
+            gpuInstanceId: p.mig.map_or(NO_INSTANCE, instance_id),
+            computeInstanceId: p.mig.map_or(NO_INSTANCE, |_| 0),
         })
         .collect();
     let asks_count = infos.is_null() && count.get()? == 0;

@@ -107,6 +107,13 @@ system_fns! {
     }
     nvmlDeviceGetHandleByUUID(uuid: InText, device: Out<Handle>) |s| {
         let uuid = uuid.get()?;
+        for gpu in s.node.visible() {
+            let instances = s.node.gpu_hw(gpu).mig.iter().flatten();
+            if let Some(mig) = instances.clone().position(|instance| instance.uuid == uuid) {
+                let entered = enter_gpu(s, "nvmlDeviceGetHandleByUUID", gpu)?;
+                return device.set(entered.session.mig(gpu, mig));
+            }
+        }
         let gpu = s.node.visible().into_iter().find(|g| s.node.gpu_hw(*g).uuid == uuid);
         hand_out(s, "nvmlDeviceGetHandleByUUID", gpu.ok_or(Code::NOT_FOUND)?, device)
     }

@@ -8,6 +8,7 @@ use crate::abi::{Answer, Code, InOut, Out, OutArray, list, version};
 use crate::call::{Device, Handle, Kind};
 use crate::ffi::device_fns;
 use crate::ffi::identity::pci_info;
+use crate::ffi::process::instance_id;
 use crate::fields::link_errors;
 use crate::hardware::{PciAddr, distance};
 
@@ -214,21 +215,49 @@ device_fns! {
     nvmlDeviceGetC2cModeInfoV(info: Out<sys::nvmlC2cModeInfo_v1_t>) |d| {
         info.set(sys::nvmlC2cModeInfo_v1_t { isC2cEnabled: (d.hw().spec.c2c_links > 0).into() })
     }
-    // MIG can be turned on for most of our GPUs, and is off.
     nvmlDeviceGetMigMode(current: Out<c_uint>, pending: Out<c_uint>) |d| {
         if !d.hw().spec.mig {
             return Err(Code::NOT_SUPPORTED);
         }
-        current.set(0)?;
-        pending.set(0)
+        let on = d.hw().mig.is_some().into();
+        current.set(on)?;
+        pending.set(on)
     }
     nvmlDeviceGetMaxMigDeviceCount(count: Out<c_uint>) |d| { count.set(if d.hw().spec.mig { 7 } else { 0 }) }
-    nvmlDeviceGetMigDeviceHandleByIndex(_index: c_uint, _mig: Out<Handle>) |d| {
-        Err(if d.hw().spec.mig { Code::NOT_FOUND } else { Code::NOT_SUPPORTED })
+    nvmlDeviceGetMigDeviceHandleByIndex(index: c_uint, mig: Out<Handle>) |d| {
+        if !d.hw().spec.mig {
+            return Err(Code::NOT_SUPPORTED);
+        }
+        let instances = d.hw().mig.as_ref().map_or(0, Vec::len);
+        match index as usize {
+            index if index < instances => mig.set(d.session.mig(d.index, index)),
+            _ => Err(Code::NOT_FOUND),
+        }
     }
-    nvmlDeviceGetDeviceHandleFromMigDeviceHandle(_parent: Out<Handle>) |_d| { Err(Code::INVALID_ARGUMENT) }
-    nvmlDeviceIsMigDeviceHandle(is_mig: Out<c_uint>) |_d| { is_mig.set(0) }
-    nvmlDeviceGetAttributes_v2(_attributes: Out<sys::nvmlDeviceAttributes_t>) |_d| { Err(Code::NOT_SUPPORTED) }
-    nvmlDeviceGetGpuInstanceId(_id: Out<c_uint>) |_d| { Err(Code::NOT_SUPPORTED) }
-    nvmlDeviceGetComputeInstanceId(_id: Out<c_uint>) |_d| { Err(Code::NOT_SUPPORTED) }
+    nvmlDeviceGetDeviceHandleFromMigDeviceHandle(parent: Out<Handle>) |d| {
+        d.instance().ok_or(Code::INVALID_ARGUMENT)?;
+        parent.set(d.session.device(d.index))
+    }
+    nvmlDeviceIsMigDeviceHandle(is_mig: Out<c_uint>) |d| { is_mig.set(d.mig.is_some().into()) }
+    nvmlDeviceGetAttributes_v2(attributes: Out<sys::nvmlDeviceAttributes_t>) |d| {
+        let instance = d.instance().ok_or(Code::NOT_SUPPORTED)?;
+        attributes.set(sys::nvmlDeviceAttributes_t {
+            multiprocessorCount: d.hw().spec.sms / 8 * instance.compute_slices,
+            sharedCopyEngineCount: instance.memory_slices,
+            sharedDecoderCount: instance.compute_slices,
+            sharedEncoderCount: 0,
+            sharedJpegCount: instance.compute_slices,
+            sharedOfaCount: 0,
+            gpuInstanceSliceCount: instance.compute_slices,
+            computeInstanceSliceCount: instance.compute_slices,
+            memorySizeMB: instance.mem_mib,
+        })
+    }
+    nvmlDeviceGetGpuInstanceId(id: Out<c_uint>) |d| {
+        id.set(instance_id(d.mig.ok_or(Code::NOT_SUPPORTED)?))
+    }
+    nvmlDeviceGetComputeInstanceId(id: Out<c_uint>) |d| {
+        d.instance().ok_or(Code::NOT_SUPPORTED)?;
+        id.set(0)
+    }
 }

@@ -25,6 +25,8 @@ pub struct Account {
 pub struct Listed {
     pub pid: u32,
     pub mem_bytes: u64,
+    /// The MIG instance it runs in.
+    pub mig: Option<usize>,
 }
 
 impl Node {
@@ -43,7 +45,8 @@ impl Node {
             .on(gpu)
             .map(|p| {
                 let mib = p.mem_mib.unwrap_or(total * 6 / 10 / count).min(total);
-                Listed { pid: p.pid, mem_bytes: mib << 20 }
+                let mig = p.instances.iter().find(|(on, _)| *on == gpu).map(|(_, mig)| *mig);
+                Listed { pid: p.pid, mem_bytes: mib << 20, mig }
             })
             .collect();
         drop(procs);
@@ -52,7 +55,7 @@ impl Node {
         for n in 0..self.gpu_effects(gpu).churn {
             let pid = 0x0080_0000
                 + identity::hash(n ^ self.scenario.node.seed, &slot.to_le_bytes()) % 0x0070_0000;
-            list.push(Listed { pid: pid as u32, mem_bytes: 512 << 20 });
+            list.push(Listed { pid: pid as u32, mem_bytes: 512 << 20, mig: None });
         }
         list
     }
@@ -76,8 +79,7 @@ impl Node {
         // Somebody else searching is as good.
         let Some(mut procs) = self.procs.try_lock() else { return };
         self.next_search.store(now + every.as_nanos() as u64, Relaxed);
-        let uuids: Vec<&str> = self.hw.gpus.iter().map(|g| g.uuid.as_str()).collect();
-        procs.search(&uuids, self.clock.secs());
+        procs.search(&self.hw.devices(), self.clock.secs());
         self.publish_jobs(&procs);
         self.account(&procs);
     }

@@ -18,9 +18,10 @@ use super::folder::{Folder, node_name};
 use super::{reaper, seed};
 use crate::call::Api;
 use crate::cli::DevArgs;
-use crate::commands::{cancel, token};
+use crate::commands::{change, token};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Screen, count};
+use crate::selector::Target;
 use crate::settings::{self, Settings, Surroundings};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -386,7 +387,8 @@ async fn end_jobs(api: &Api, screen: &Screen) -> Outcome {
             return Ok(());
         }
         for job in jobs.iter().filter(|j| !j.cancel_requested) {
-            let _ = cancel::one(api, job.id).await;
+            let _ =
+                change::cancel_one(api.clone(), Target { only: true, ..Target::job(job.id) }).await;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

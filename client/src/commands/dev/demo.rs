@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tessera_model::usage::UsageKey;
 use tessera_model::{
-    Amount, JobId, JobRecord, JobState, NodeRecord, NodeState, UnixMillis, Verdict,
+    Amount, JobId, JobRecord, JobState, NodeRecord, NodeState, PARTS_PER_GPU, UnixMillis, Verdict,
 };
 use tessera_proto::v1;
 
@@ -118,7 +118,7 @@ pub async fn play(cluster: &mut Cluster, screen: &Screen) -> Outcome<u8> {
     let small_end = end_of(&vision, small).await?;
     tale.say(&format!("{}.", wait::ended(&small_end)))?;
     let request = v1::ListJobsRequest { ended: true, ..Default::default() };
-    tale.show(&queue::table(&admin.list(&request).await?, when::now(), screen))?;
+    tale.show(&queue::table(&admin.list(&request).await?, false, when::now(), screen))?;
 
     tale.chapter(6, "The bill")?;
     bill(&admin, begun, cluster.gpus(), &tale).await?;
@@ -137,7 +137,9 @@ async fn bill(admin: &Api, begun: UnixMillis, gpus: usize, tale: &Tale) -> Outco
         "no idle GPUs are accounted".to_owned()
     })?;
     expect(report.unpriced_warning().is_none(), || "some GPU-hours have no price".to_owned())?;
-    let held: u64 = report.lines.iter().map(|l| l.held.0).sum();
+    // Whole GPUs only, so that whole milliseconds come out.
+    let gpu_ms = |held: u128| u64::try_from(held / u128::from(PARTS_PER_GPU)).unwrap_or(u64::MAX);
+    let held = gpu_ms(report.lines.iter().map(|l| l.held.0).sum());
     let there = report.to.since(report.from).0 * gpus as u64;
     expect(held == there, || format!("{held} GPU-ms are accounted, and there were {there}"))?;
 
@@ -152,7 +154,7 @@ async fn bill(admin: &Api, begun: UnixMillis, gpus: usize, tale: &Tale) -> Outco
     let mut grid = Grid::new(columns.to_vec());
     for line in &report.lines {
         let mut row = line.keys.clone();
-        row.extend([secs(line.held.0), line.amount.usd12()]);
+        row.extend([secs(gpu_ms(line.held.0)), line.amount.usd12()]);
         grid.row(row);
     }
     let total = report.lines.iter().fold(Amount(0), |sum, line| sum + line.amount);
@@ -253,7 +255,7 @@ async fn start(
         working_dir: Some("/".to_owned()),
         ..Default::default()
     };
-    Ok(JobId(submit::send(api, spec, fresh_key()).await?.job_id))
+    Ok(JobId(submit::send(api, spec, None, fresh_key()).await?.job_id))
 }
 
 /// Waits until the job is in that state; one that ended otherwise breaks the story.

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use tessera_model::{
-    AttemptId, Epoch, GpuCondition, GpuId, NodeId, NodeInventory, NodeState, Refusal, RefusalKind,
-    SessionId, TaskEnd, UnixMillis,
+    AttemptId, Epoch, GpuCondition, GpuId, Millis, NodeId, NodeInventory, NodeState, Refusal,
+    RefusalKind, SessionId, TaskEnd, UnixMillis,
 };
 
 use crate::cluster::Cluster;
@@ -53,12 +53,33 @@ pub struct Greeting {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Report {
-    Heartbeat { sent_boottime_ms: u64 },
-    Prepared { attempt: AttemptId, master_port: u16 },
-    Refused { attempt: AttemptId, why: String },
-    Started { attempt: AttemptId },
-    TaskEnded { attempt: AttemptId, rank: u32, end: TaskEnd },
-    Released { attempt: AttemptId, occupied: BTreeMap<GpuId, Vec<u32>> },
+    Heartbeat {
+        sent_boottime_ms: u64,
+    },
+    Prepared {
+        attempt: AttemptId,
+        master_port: u16,
+    },
+    Refused {
+        attempt: AttemptId,
+        why: String,
+    },
+    Started {
+        attempt: AttemptId,
+    },
+    TaskEnded {
+        attempt: AttemptId,
+        rank: u32,
+        end: TaskEnd,
+    },
+    /// The file that tells the attempt's checkpoints has changed.
+    Checkpoint {
+        attempt: AttemptId,
+    },
+    Released {
+        attempt: AttemptId,
+        occupied: BTreeMap<GpuId, Vec<u32>>,
+    },
     Conditions(BTreeMap<GpuId, GpuCondition>),
     Inventory(NodeInventory),
 }
@@ -222,6 +243,13 @@ pub fn report(
             });
             if news { vec![Event::TaskEnded { attempt, rank, end }] } else { Vec::new() }
         }
+        Report::Checkpoint { attempt } => {
+            let news = cluster.jobs.attempts.get(&attempt).is_some_and(|a| {
+                let watches = a.place(node).is_some_and(|(i, _)| a.ranks_at(i).contains(&0));
+                watches && a.holds(node) && a.committed && !a.settled && is_news(a, now)
+            });
+            if news { vec![Event::CheckpointReported { attempt }] } else { Vec::new() }
+        }
         Report::Released { attempt, occupied } => {
             let held = cluster.jobs.attempts.get(&attempt).is_some_and(|a| a.holds(node));
             // Written off before, but what runs on its GPUs is news all the same.
@@ -248,6 +276,15 @@ pub fn report(
             vec![Event::InventoryChanged { inventory }]
         }
     }
+}
+
+/// Checkpoints nearer to each other than this are one.
+const CHECKPOINTS_APART: Millis = Millis(1_000);
+
+/// One that an attempt is waited for to leave is never too soon.
+fn is_news(attempt: &Attempt, now: UnixMillis) -> bool {
+    let too_soon = attempt.checkpoint_at.is_some_and(|at| now < at.plus(CHECKPOINTS_APART));
+    attempt.leave.is_some() || !too_soon
 }
 
 /// One more node is ready. When all are, the gang is told to start.

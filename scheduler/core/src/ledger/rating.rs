@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use tessera_model::usage::{Interval, UsageClass, UsageKey, UsageLine};
-use tessera_model::{Amount, GpuMillis, Millis, UnixMillis};
+use tessera_model::{Amount, Millis, PartMillis, UnixMillis};
 
 use super::book::PriceBook;
 
@@ -24,7 +24,7 @@ pub struct Question<'a> {
 pub struct Rating<'a> {
     question: Question<'a>,
     book: &'a PriceBook,
-    lines: BTreeMap<Vec<String>, (u64, i128, u64)>,
+    lines: BTreeMap<Vec<String>, (PartMillis, Amount, PartMillis)>,
 }
 
 impl<'a> Rating<'a> {
@@ -59,23 +59,18 @@ impl<'a> Rating<'a> {
     /// One piece, on one day and under one price.
     fn add_piece(&mut self, interval: &Interval, from: UnixMillis, to: UnixMillis) {
         let keys = self.question.by.iter().map(|key| value(*key, interval, from)).collect();
-        let held = to.since(from).0;
+        let held = PartMillis::of(interval.parts, to.since(from));
         let line = self.lines.entry(keys).or_default();
         line.0 += held;
         match self.book.price_at(&interval.model, from) {
-            Some(price) => line.1 += Amount::of(GpuMillis(held), price).0,
+            Some(price) => line.1 += Amount::of(held, price),
             None => line.2 += held,
         }
     }
 
     /// The lines, in order of their keys.
     pub fn lines(self) -> Vec<UsageLine> {
-        let line = |(keys, (held, amount, unpriced))| UsageLine {
-            keys,
-            held: GpuMillis(held),
-            amount: Amount(amount),
-            unpriced: GpuMillis(unpriced),
-        };
+        let line = |(keys, (held, amount, unpriced))| UsageLine { keys, held, amount, unpriced };
         self.lines.into_iter().map(line).collect()
     }
 }
@@ -101,7 +96,7 @@ fn value(key: UsageKey, interval: &Interval, at: UnixMillis) -> String {
 mod tests {
     use proptest::prelude::*;
     use tessera_model::usage::{Price, PriceVersion};
-    use tessera_model::{GpuId, MicroUsd, NodeId};
+    use tessera_model::{GpuId, MicroUsd, NodeId, PARTS_PER_GPU};
 
     use super::*;
 
@@ -114,6 +109,7 @@ mod tests {
             model: "NVIDIA H100 80GB HBM3".into(),
             start: UnixMillis(start),
             end: UnixMillis(end),
+            parts: PARTS_PER_GPU,
             class: UsageClass::Idle,
         }
     }
@@ -150,9 +146,18 @@ mod tests {
     }
 
     #[test]
+    fn a_quarter_of_a_gpu_costs_a_quarter() {
+        let share = Interval { parts: PARTS_PER_GPU / 4, ..interval(0, 0, 3_600_000) };
+        let lines = rate(&[share], &book(&[(0, 2_000_000)]), &[], DAY);
+        assert_eq!(lines[0].amount.usd12(), "0.500000000000");
+        assert_eq!(lines[0].held.gpu_ms(), "900000");
+        assert_eq!(lines[0].held.hours12(), "0.250000000000");
+    }
+
+    #[test]
     fn time_before_the_first_price_is_shown_as_unpriced() {
         let lines = rate(&[interval(0, 0, 100)], &book(&[(60, 1_000_000)]), &[], DAY);
-        assert_eq!((lines[0].held.0, lines[0].unpriced.0), (100, 60));
+        assert_eq!((lines[0].held, lines[0].unpriced), (PartMillis::whole(100), PartMillis::whole(60)));
     }
 
     proptest! {
@@ -169,9 +174,10 @@ mod tests {
             let days = rate(&spans, &book, &[UsageKey::Day], 9 * DAY);
             spans.reverse();
             prop_assert_eq!(&days, &rate(&spans, &book, &[UsageKey::Day], 9 * DAY));
-            let sum = |f: fn(&UsageLine) -> i128, lines: &[UsageLine]| lines.iter().map(f).sum::<i128>();
-            prop_assert_eq!(sum(|l| l.amount.0, &whole), sum(|l| l.amount.0, &days));
-            prop_assert_eq!(sum(|l| l.held.0.into(), &whole), sum(|l| l.held.0.into(), &days));
+            let amount = |lines: &[UsageLine]| lines.iter().map(|l| l.amount.0).sum::<i128>();
+            let held = |lines: &[UsageLine]| lines.iter().map(|l| l.held).sum::<PartMillis>();
+            prop_assert_eq!(amount(&whole), amount(&days));
+            prop_assert_eq!(held(&whole), held(&days));
         }
     }
 }

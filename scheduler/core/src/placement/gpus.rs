@@ -1,7 +1,10 @@
 //! Which GPUs on one node: as few NVLink groups as possible, then as few NUMA nodes, then the set
 //! that leaves the least behind in the NUMA nodes it touches, then the lowest indices.
+//!
+//! Up to eight GPUs the answer to every question a node can be asked stands in a [`Table`], made
+//! once for all nodes of the same hardware; beyond that it is searched for.
 
-use super::snapshot::GpuView;
+use super::space::{GpuView, Kind};
 
 /// How good a set is; smaller is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,9 +14,106 @@ pub struct Cost {
     pub left_behind: u32,
 }
 
-/// The best `count` of the `free` GPUs whose model contains `model`, as a bit mask.
-pub fn choose(gpus: &[GpuView], free: u64, count: u32, model: Option<&str>) -> Option<(Cost, u64)> {
-    let usable = matching(gpus, free, model);
+/// GPUs of a node up to which all sets are tried.
+const TABLE_GPUS: usize = 8;
+
+/// The best set for each number of GPUs out of each set of usable ones; empty for nodes with more
+/// than eight GPUs.
+#[derive(Debug)]
+pub struct Table {
+    /// By usable GPUs as bits, then by count.
+    sets: Vec<Set>,
+    counts: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Set {
+    nvlink_groups: u8,
+    numa_nodes: u8,
+    left_behind: u8,
+    gpus: u8,
+}
+
+const NO_SET: Set = Set { nvlink_groups: u8::MAX, numa_nodes: 0, left_behind: 0, gpus: 0 };
+
+impl Table {
+    pub fn of(gpus: &[GpuView]) -> Self {
+        let counts = gpus.len() + 1;
+        if gpus.len() > TABLE_GPUS {
+            return Self { sets: Vec::new(), counts };
+        }
+        let masks = 1usize << gpus.len();
+        let of = |set: usize| gpus.iter().enumerate().filter(move |(i, _)| set >> i & 1 == 1);
+        let mut sets = vec![NO_SET; masks * counts];
+        for set in 0..masks {
+            let distinct = |key: &dyn Fn(&GpuView) -> Option<u32>| {
+                let mut seen: Vec<Option<u32>> = of(set).map(|(_, g)| key(g)).collect();
+                seen.sort_unstable();
+                seen.dedup();
+                seen
+            };
+            let numas = distinct(&|g| g.numa);
+            let near = (0..gpus.len()).filter(|i| numas.contains(&gpus[*i].numa));
+            let near = near.fold(0usize, |mask, i| mask | 1 << i);
+            let (count, rest) = (set.count_ones(), masks - 1 - set);
+            let groups = distinct(&|g| g.nvlink_group).len();
+            // Every usable set that holds this one: this one and any part of the rest.
+            let mut more = rest;
+            loop {
+                let candidate = Set {
+                    nvlink_groups: groups as u8,
+                    numa_nodes: numas.len() as u8,
+                    left_behind: (more & near).count_ones() as u8,
+                    gpus: set as u8,
+                };
+                let best = &mut sets[(set | more) * counts + count as usize];
+                *best = candidate.min(*best);
+                if more == 0 {
+                    break;
+                }
+                more = (more - 1) & rest;
+            }
+        }
+        Self { sets, counts }
+    }
+
+    /// The best `count` of the `usable` GPUs of a node of the kind the table was made for.
+    pub fn best(&self, kind: &Kind, usable: u64, count: u32) -> Option<(Cost, u64)> {
+        if self.sets.is_empty() {
+            return choose(&kind.gpus, usable, count);
+        }
+        let usable = (usable & kind.all()) as usize;
+        if count as usize >= self.counts {
+            return None;
+        }
+        let set = self.sets[usable * self.counts + count as usize];
+        let cost = Cost {
+            nvlink_groups: set.nvlink_groups.into(),
+            numa_nodes: set.numa_nodes.into(),
+            left_behind: set.left_behind.into(),
+        };
+        (set != NO_SET).then_some((cost, set.gpus.into()))
+    }
+}
+
+/// GPUs of a kind that a job may take which asks for this model, a part of its name, in lower
+/// case. An instance of a partitioned GPU is given only to who asks for it: where the name alone
+/// does not contain the model, but with the profile behind it does.
+pub fn of_model(kind: &Kind, model: Option<&str>) -> u64 {
+    let fits = |gpu: &GpuView| {
+        let model = model.unwrap_or_default();
+        if !gpu.mig {
+            return gpu.model.contains(model);
+        }
+        let whole = gpu.model.find(" mig ").map_or(&*gpu.model, |at| &gpu.model[..at]);
+        gpu.model.contains(model) && !whole.contains(model)
+    };
+    let bits = (0u32..).zip(&kind.gpus).filter(|(_, g)| fits(g));
+    bits.fold(0, |mask, (bit, _)| mask | 1 << bit)
+}
+
+/// The best `count` of the `usable` GPUs, as a bit mask.
+pub fn choose(gpus: &[GpuView], usable: u64, count: u32) -> Option<(Cost, u64)> {
     if usable.count_ones() < count {
         return None;
     }
@@ -33,24 +133,6 @@ pub fn choose(gpus: &[GpuView], free: u64, count: u32, model: Option<&str>) -> O
         }
     });
     best
-}
-
-/// Those of `among` whose model contains `model`, without regard to case.
-pub fn matching(gpus: &[GpuView], among: u64, model: Option<&str>) -> u64 {
-    let Some(model) = model else {
-        let there = if gpus.len() < 64 { (1 << gpus.len()) - 1 } else { u64::MAX };
-        return among & there;
-    };
-    gpus.iter()
-        .enumerate()
-        .filter(|(i, g)| among >> i & 1 == 1 && contains(&g.model, model))
-        .fold(0, |mask, (i, _)| mask | 1 << i)
-}
-
-/// Asked for every GPU of every node: it must not allocate.
-fn contains(text: &str, part: &str) -> bool {
-    let (text, part) = (text.as_bytes(), part.as_bytes());
-    part.is_empty() || text.windows(part.len()).any(|w| w.eq_ignore_ascii_case(part))
 }
 
 /// Free GPUs that are alike: same NVLink group, same NUMA node. Lowest indices first.
@@ -136,8 +218,6 @@ fn cost(cells: &[Cell], pick: &[u32]) -> Cost {
 
 #[cfg(test)]
 mod tests {
-    use tessera_model::GpuId;
-
     use super::*;
 
     /// A node as a picture: one cell a GPU, `X` busy, `.` free, `|` parts NUMA nodes, a gap parts
@@ -152,17 +232,24 @@ mod tests {
                     if c == '.' {
                         free |= 1 << gpus.len();
                     }
-                    let id = GpuId::parse(&format!("GPU-{}", gpus.len())).unwrap();
                     let (numa, nvlink_group) = (Some(numa), Some(group));
-                    gpus.push(GpuView { id, model: "h100".into(), numa, nvlink_group });
+                    let model = "h100".to_owned();
+                    gpus.push(GpuView { model, numa, nvlink_group, rail: None, mig: false });
                 }
             }
         }
-        let got = choose(&gpus, free, count, None).map_or("none".to_owned(), |(_, mask)| {
-            let picked = (0..gpus.len()).filter(|i| mask >> i & 1 == 1).map(|i| i.to_string());
-            picked.collect::<Vec<_>>().join(",")
-        });
-        assert_eq!(got, want, "{count} of {picture:?}");
+        let kind = Kind { gpus, cpus: 1, memory: 1 };
+        let got = Table::of(&kind.gpus).best(&kind, free, count);
+        let text = |got: Option<(Cost, u64)>| {
+            got.map_or("none".to_owned(), |(_, mask)| {
+                let picked =
+                    (0..kind.gpus.len()).filter(|i| mask >> i & 1 == 1).map(|i| i.to_string());
+                picked.collect::<Vec<_>>().join(",")
+            })
+        };
+        assert_eq!(text(got), want, "{count} of {picture:?}");
+        let searched = choose(&kind.gpus, free, count);
+        assert_eq!(searched.map(|s| s.0), got.map(|g| g.0), "searched: {count} of {picture:?}");
     }
 
     #[test]
@@ -177,5 +264,28 @@ mod tests {
         check("........", 8, "0,1,2,3,4,5,6,7");
         check("....", 0, "");
         check(".. .. ..|.. .. ..", 4, "4,5,6,7");
+    }
+
+    #[test]
+    fn a_mig_instance_is_given_only_to_who_names_it() {
+        let gpu = |model: &str, mig| GpuView {
+            model: model.to_owned(),
+            numa: None,
+            nvlink_group: None,
+            rail: None,
+            mig,
+        };
+        let gpus = vec![gpu("a100-sxm4", false), gpu("a100-sxm4 mig 1g.5gb", true)];
+        let kind = Kind { gpus, cpus: 1, memory: 1 };
+        for (asked, want) in [
+            (None, 0b01),
+            (Some("a100"), 0b01),
+            (Some("1g.5gb"), 0b10),
+            (Some("a100-sxm4 mig 1g"), 0b10),
+            (Some("mig"), 0b10),
+            (Some("h100"), 0),
+        ] {
+            assert_eq!(of_model(&kind, asked), want, "{asked:?}");
+        }
     }
 }

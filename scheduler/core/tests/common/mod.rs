@@ -5,10 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_core::cluster::Cluster;
+use tessera_core::decide::{Decision, decide};
+use tessera_core::due::{Limits, due};
 use tessera_core::event::{Event, Stamped};
+use tessera_core::round::round;
+use tessera_core::snapshot::Snapshot;
 use tessera_model::{
     AttemptId, BootId, Bytes, Epoch, Gang, Gpu, GpuId, JobId, JobSpec, Millis, NodeId,
-    NodeInventory, Program, ProjectId, SessionId, TeamId, UnixMillis, UserId,
+    NodeInventory, Placement, Program, ProjectId, SessionId, TaskEnd, TeamId, Tier, Topology,
+    UnixMillis, UserId, WaitReason,
 };
 
 /// `TESSERA_CASES_TIMES=20` asks for so many times more. Failing cases are not kept in files: what
@@ -46,6 +51,7 @@ pub fn inventory(name: &str, boot: u32, gpus: &[(u32, u32)]) -> NodeInventory {
         nvlink_domain: None,
         nic: None,
         rail: None,
+        mig: None,
     };
     NodeInventory {
         node: node_id(name),
@@ -57,6 +63,8 @@ pub fn inventory(name: &str, boot: u32, gpus: &[(u32, u32)]) -> NodeInventory {
         driver_version: Some("580.95".to_owned()),
         gpus: gpus.iter().enumerate().map(gpu).collect(),
         nics: Vec::new(),
+        labels: BTreeMap::new(),
+        neighbours: Vec::new(),
     }
 }
 
@@ -67,6 +75,7 @@ pub fn spec(nodes: u32, gpus_per_node: u32) -> JobSpec {
         project: ProjectId::parse("llm").unwrap(),
         user: UserId::parse("ada").unwrap(),
         tags: BTreeMap::new(),
+        tier: Tier::Normal,
         gang: Gang {
             nodes,
             gpus_per_node,
@@ -74,11 +83,21 @@ pub fn spec(nodes: u32, gpus_per_node: u32) -> JobSpec {
             cpus_per_task: 1,
             memory_per_node: Bytes(0),
             gpu_model: None,
+            gpu_milli: 1_000,
         },
-        within: Vec::new(),
+        roles: Vec::new(),
+        placement: Placement::default(),
         priority: 0,
         time_limit: None,
         requeue: false,
+        begin: None,
+        after: Vec::new(),
+        singleton: false,
+        hold: false,
+        min_nodes: None,
+        spares: 0,
+        checkpoint: None,
+        reservation: None,
         program: Program {
             argv: vec!["python".to_owned(), "train.py".to_owned()],
             script: None,
@@ -87,6 +106,15 @@ pub fn spec(nodes: u32, gpus_per_node: u32) -> JobSpec {
         },
         unix: None,
     }
+}
+
+/// The same with a time limit in minutes.
+pub fn limited(nodes: u32, gpus_per_node: u32, minutes: u64) -> JobSpec {
+    JobSpec { time_limit: Some(Millis::from_secs(60 * minutes)), ..spec(nodes, gpus_per_node) }
+}
+
+pub fn minutes(count: u64) -> Millis {
+    Millis::from_secs(60 * count)
 }
 
 /// A cluster under test, with its journal.
@@ -130,16 +158,94 @@ impl Story {
         job
     }
 
-    /// Grants what can start, each lease verified.
+    /// A round: grants what can start, each lease verified. What started, in order.
     pub fn decide(&mut self) -> Vec<JobId> {
-        use tessera_core::{decide, placement::Snapshot, verify::verify};
-        let snapshot = Snapshot::of(&self.cluster, self.now);
-        let decision = decide::decide(&snapshot);
-        for (job, chosen) in &decision.start {
-            let lease = decide::lease(&self.cluster, &snapshot, *job, chosen).unwrap();
-            verify(&self.cluster, &lease).unwrap();
-            self.push(Event::LeaseGranted { lease });
+        self.round().start.into_iter().map(|s| s.job).collect()
+    }
+
+    /// A round, with all that was decided.
+    pub fn round(&mut self) -> Decision {
+        let now = self.now;
+        let (cluster, journal) = (&mut self.cluster, &mut self.journal);
+        let decision = round(cluster, now, &mut |cluster, event| {
+            let stamped = Stamped { at: now, event };
+            cluster.apply(&stamped);
+            journal.push(stamped);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        let Ok(decision) = decision;
+        assert_eq!(decision.refused, [], "the verifier refused a placement");
+        assert_eq!(self.cluster.space_differs(), Vec::<String>::new());
+        decision
+    }
+
+    /// Submits a job that fits now, and has it run. Its nodes, in rank order.
+    pub fn start(&mut self, spec: JobSpec) -> JobId {
+        let job = self.submit(spec);
+        assert_eq!(self.decide(), [job], "{:?}", self.wait_of(job));
+        self.run(job);
+        job
+    }
+
+    /// Why a job waits, by a decision made now that is not carried out.
+    pub fn wait_of(&self, job: JobId) -> Option<WaitReason> {
+        decide(&Snapshot::of(&self.cluster, self.now)).wait.remove(&job)
+    }
+
+    pub fn nodes_of(&self, job: JobId) -> String {
+        let nodes = &self.cluster.jobs.get(job).unwrap().nodes;
+        nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(" ")
+    }
+
+    /// A map of one fabric: `b0: l0 = n0 n1, l1 = n2 n3; b1: l2 = n4`.
+    pub fn map(&mut self, text: &str) {
+        let mut nodes = BTreeMap::new();
+        for block in text.split(';') {
+            let (block, leaves) = block.split_once(':').unwrap();
+            for leaf in leaves.split(',') {
+                let (leaf, members) = leaf.split_once('=').unwrap();
+                for node in members.split_whitespace() {
+                    let path = vec![block.trim().to_owned(), leaf.trim().to_owned()];
+                    nodes.insert(node_id(node), path);
+                }
+            }
         }
-        decision.start.into_iter().map(|(job, _)| job).collect()
+        let levels = vec!["block".to_owned(), "leaf".to_owned()];
+        self.push(Event::TopologyLoaded { topology: Topology::net(levels, nodes) });
+    }
+
+    /// What time has brought about by now.
+    pub fn due(&mut self) {
+        // Every node was heard a moment ago.
+        self.cluster.listens_again(self.now);
+        let events = due(&self.cluster, self.now, &Limits::default());
+        events.into_iter().for_each(|event| self.push(event));
+    }
+
+    /// The job's present attempt.
+    pub fn attempt_of(&self, job: JobId) -> AttemptId {
+        self.cluster.jobs.get(job).unwrap().attempt.unwrap()
+    }
+
+    /// All of its tasks have begun.
+    pub fn run(&mut self, job: JobId) {
+        let attempt = self.attempt_of(job);
+        let master_addr = "n0".to_owned();
+        self.push(Event::GangCommitted { attempt, master_addr, master_port: 1 });
+        self.push(Event::AttemptRunning { attempt });
+    }
+
+    /// All of its tasks end like this, and its nodes give everything back.
+    pub fn end(&mut self, job: JobId, end: TaskEnd) {
+        let attempt = self.attempt_of(job);
+        let Some(known) = self.cluster.jobs.attempts.get(&attempt) else { return };
+        let (ranks, lease) = (known.ranks(), known.lease.clone());
+        for rank in 0..ranks {
+            self.push(Event::TaskEnded { attempt, rank, end: end.clone() });
+        }
+        for place in &lease.places {
+            let (node, occupied) = (place.node.clone(), BTreeMap::new());
+            self.push(Event::PlaceReleased { attempt, node, occupied });
+        }
     }
 }

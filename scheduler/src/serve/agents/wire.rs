@@ -66,6 +66,7 @@ pub fn report(wire: v1::Report, node: &NodeId) -> Result<Report, Refusal> {
             let attempt = attempt(&t.attempt)?;
             Report::TaskEnded { attempt, rank: t.rank, end: end(t.end)? }
         }
+        Wire::Checkpoint(c) => Report::Checkpoint { attempt: attempt(&c.attempt)? },
         Wire::Released(r) => {
             Report::Released { attempt: attempt(&r.attempt)?, occupied: occupied(r.occupied)? }
         }
@@ -81,16 +82,16 @@ pub fn report(wire: v1::Report, node: &NodeId) -> Result<Report, Refusal> {
 pub fn order(epoch: Epoch, settings: &Settings, order: Order) -> v1::Order {
     use v1::order::Order as Wire;
     let order = match order {
-        Order::Prepare { spec, lease, place, addresses } => {
+        Order::Prepare { spec, lease, place, part, addresses } => {
             let here = &lease.places[place];
-            let gang = &spec.gang;
+            let gang = &part.shape;
             let node_rank = u32::try_from(place).unwrap_or(u32::MAX);
             Wire::Prepare(v1::Prepare {
                 attempt: lease.attempt.to_string(),
                 session: here.session.0,
-                first_rank: node_rank.saturating_mul(gang.tasks_per_node),
-                ranks: gang.tasks_per_node,
-                world_size: gang.ranks(),
+                first_rank: part.first_rank,
+                ranks: part.ranks,
+                world_size: part.world,
                 node_rank,
                 nodes: lease.places.iter().map(|p| p.node.to_string()).collect(),
                 addresses,
@@ -111,6 +112,10 @@ pub fn order(epoch: Epoch, settings: &Settings, order: Order) -> v1::Order {
                 time_limit_ms: spec.time_limit.map(|t| t.0),
                 gpus_per_node: gang.gpus_per_node,
                 lapse_grace_ms: settings.lapse_grace.0,
+                role: part.role.unwrap_or_default(),
+                gpu_milli: here.gpu_milli,
+                checkpoint_file: spec.checkpoint.as_ref().and_then(|c| c.file.clone()),
+                ranks_of: part.ranks_of,
             })
         }
         Order::Commit { attempt, master_addr, master_port } => Wire::Commit(v1::Commit {
@@ -120,6 +125,9 @@ pub fn order(epoch: Epoch, settings: &Settings, order: Order) -> v1::Order {
         }),
         Order::Stop { attempt, grace } => {
             Wire::Stop(v1::Stop { attempt: attempt.to_string(), grace_ms: grace.0 })
+        }
+        Order::Signal { attempt, signal } => {
+            Wire::Signal(v1::SignalTasks { attempt: attempt.to_string(), signal })
         }
         Order::Forget { attempt } => Wire::Forget(v1::Forget { attempt: attempt.to_string() }),
         Order::Grant { heartbeat_sent_boottime_ms } => {
@@ -185,8 +193,10 @@ fn present<T>(field: &str, value: Option<T>) -> Result<T, Refusal> {
 mod tests {
     use std::sync::Arc;
 
+    use tessera_core::order::Part;
     use tessera_model::{
-        Bytes, Gang, JobId, JobSpec, Lease, Millis, Place, Program, ProjectId, TeamId, UserId,
+        Bytes, CheckpointPlan, Gang, JobId, JobSpec, Lease, Millis, Place, Placement, Program,
+        ProjectId, TeamId, Tier, UserId,
     };
 
     use super::*;
@@ -197,24 +207,42 @@ mod tests {
 
     #[test]
     fn the_second_node_of_a_gang_gets_its_ranks_and_its_own_session() {
+        let gang = Gang {
+            nodes: 2,
+            gpus_per_node: 1,
+            tasks_per_node: 2,
+            cpus_per_task: 3,
+            memory_per_node: Bytes(0),
+            gpu_model: None,
+            gpu_milli: 250,
+        };
         let spec = JobSpec {
             name: "train".into(),
             team: TeamId::parse("nlp").unwrap(),
             project: ProjectId::parse("p").unwrap(),
             user: UserId::parse("ana").unwrap(),
             tags: BTreeMap::new(),
-            gang: Gang {
-                nodes: 2,
-                gpus_per_node: 2,
-                tasks_per_node: 2,
-                cpus_per_task: 3,
-                memory_per_node: Bytes(0),
-                gpu_model: None,
-            },
-            within: vec![],
+            tier: Tier::Normal,
+            gang: gang.clone(),
+            roles: vec![],
+            placement: Placement::default(),
             priority: 0,
             time_limit: Some(Millis(5)),
             requeue: true,
+            begin: None,
+            after: vec![],
+            singleton: false,
+            hold: false,
+            min_nodes: None,
+            spares: 0,
+            checkpoint: Some(CheckpointPlan {
+                signal: Some(10),
+                notice: Millis(1),
+                restart_cost: Millis(1),
+                file: Some("latest".into()),
+                migratable: false,
+            }),
+            reservation: None,
             program: Program {
                 argv: vec!["true".into()],
                 script: None,
@@ -229,16 +257,27 @@ mod tests {
             gpus: vec![GpuId::parse(&format!("GPU-{name}")).unwrap()],
             cpus: 6,
             memory: Bytes(0),
+            gpu_milli: 250,
         };
         let lease = Lease {
             attempt: AttemptId { job: JobId(9), number: 2 },
             epoch: Epoch(3),
             places: vec![place("a", 11), place("b", 22)],
+            nodes: 2,
+        };
+        let part = Part {
+            first_rank: 2,
+            ranks: 2,
+            world: 4,
+            role: Some("leader".into()),
+            shape: gang,
+            ranks_of: vec![2, 2],
         };
         let prepare = Order::Prepare {
             spec: Arc::new(spec),
             lease: Arc::new(lease),
             place: 1,
+            part,
             addresses: vec!["10.0.0.1".into(), "10.0.0.2".into()],
         };
         let settings =
@@ -251,6 +290,15 @@ mod tests {
         assert_eq!((p.nodes, p.gpu_uuids), (vec!["a".into(), "b".into()], vec!["GPU-b".into()]));
         assert!(p.stop_on_lapse);
         assert_eq!(p.time_limit_ms, Some(5));
+        assert_eq!((p.role.as_str(), p.gpu_milli, p.gpus_per_node), ("leader", 250, 1));
+        assert_eq!((p.checkpoint_file.as_deref(), p.ranks_of), (Some("latest"), vec![2, 2]));
+        let signal = order(
+            Epoch(4),
+            &settings,
+            Order::Signal { attempt: AttemptId { job: JobId(9), number: 2 }, signal: 12 },
+        );
+        let Some(v1::order::Order::Signal(s)) = signal.order else { panic!("{signal:?}") };
+        assert_eq!((s.attempt.as_str(), s.signal), ("9.2", 12));
         let grant = order(Epoch(4), &settings, Order::Grant { heartbeat_sent_boottime_ms: 8 });
         let Some(v1::order::Order::Grant(g)) = grant.order else { panic!("{grant:?}") };
         assert_eq!((g.heartbeat_sent_boottime_ms, g.lease_ms), (8, 7));
@@ -330,5 +378,11 @@ mod tests {
             let got = report(prepared(attempt, port), &node("n0"));
             assert_eq!(got.is_ok(), fine, "{attempt:?} {port}");
         }
+        let seen = |attempt: &str| {
+            report_of(Wire::Checkpoint(v1::CheckpointSeen { attempt: attempt.into() }))
+        };
+        let wanted = Report::Checkpoint { attempt: AttemptId { job: JobId(9), number: 2 } };
+        assert_eq!(seen("9.2"), Ok(wanted));
+        assert!(seen("9").is_err());
     }
 }
