@@ -53,8 +53,11 @@ pub fn run(report: &mut Report) {
 fn until(person: &Person, spec: &v1::JobSpec, enough: impl Fn(JobState) -> bool) -> u64 {
     let begin = Instant::now();
     RUNTIME.block_on(async {
-        let request =
-            v1::SubmitRequest { spec: Some(spec.clone()), idempotency_key: String::new(), array: None };
+        let request = v1::SubmitRequest {
+            spec: Some(spec.clone()),
+            idempotency_key: String::new(),
+            array: None,
+        };
         let reply = person.jobs().submit(request).await.expect("it is accepted");
         let job_id = reply.into_inner().job_id;
         let stream = person.jobs().watch(v1::WatchRequest { job_id }).await;

@@ -12,6 +12,7 @@ mod measure; // clocks, percentiles, /proc
 mod place; // gangs on 12,800 nodes
 mod report; // lines, the table, JSON
 mod submit; // durable submissions
+mod traces; // published traces and a published topology
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -20,8 +21,15 @@ use report::{Machine, Report};
 
 type Bench = fn(&mut Report);
 
-const BENCHES: [(&str, &str, Bench); 6] = [
-    ("place", "gangs on 12,800 nodes with 102,400 GPUs: searches, passes, plans, memory", place::run),
+const BENCHES: [(&str, &str, Bench); 9] = [
+    ("openb", "packing the openb lists ($TESSERA_TRACES)", traces::openb),
+    ("itp", "waits on ITP clusters ($TESSERA_TRACES)", traces::itp),
+    ("span", "gang span on the Lingjun topology ($TESSERA_TRACES)", traces::span),
+    (
+        "place",
+        "gangs on 12,800 nodes with 102,400 GPUs: searches, passes, plans, memory",
+        place::run,
+    ),
     ("submit", "durable submissions at 1 and 64 streams", submit::run),
     ("lone", "a lone job: submit to running, submit to end, and the command line", lone::run),
     ("many", "1,000 x `true` end to end on 16 agents", many::run),
@@ -30,7 +38,7 @@ const BENCHES: [(&str, &str, Bench); 6] = [
 ];
 
 /// Benchmarks that start no processes.
-const INSIDE: [&str; 1] = ["place"];
+const INSIDE: [&str; 4] = ["place", "openb", "itp", "span"];
 
 fn main() -> ExitCode {
     let mut names = Vec::new();

@@ -73,7 +73,13 @@ fn searches(report: &mut Report) {
             // A node changes hands between two questions, as in life.
             let mark = space.mark();
             let node = rng.below(space.len() as u64) as u32;
-            space.take(&Taken { node, gpus: 1 << rng.below(8), milli: WHOLE_GPU, cpus: 1, memory: 0 });
+            space.take(&Taken {
+                node,
+                gpus: 1 << rng.below(8),
+                milli: WHOLE_GPU,
+                cpus: 1,
+                memory: 0,
+            });
             let (placed, took) = timed(|| {
                 let request = Request::new(&space, &spec, &terms);
                 place(&space, &request, &closed, None)
@@ -100,13 +106,11 @@ fn first_fit(space: &Space, nodes: u32, gpus: u32) -> Vec<u32> {
     (0..space.len() as u32).filter(fits).take(nodes as usize).collect()
 }
 
-fn spec(nodes: u32, gpus: u32, slice: Option<u32>, level: Option<&str>) -> JobSpec {
+/// A job of so many nodes with so many GPUs each.
+pub fn spec(nodes: u32, gpus: u32, slice: Option<u32>, level: Option<&str>) -> JobSpec {
     let within = level.map(|l| Within { level: l.to_owned(), strength: Strength::Required });
-    let slice = slice.map(|nodes| Slice {
-        nodes,
-        level: "leaf".to_owned(),
-        strength: Strength::Required,
-    });
+    let slice =
+        slice.map(|nodes| Slice { nodes, level: "leaf".to_owned(), strength: Strength::Required });
     JobSpec {
         name: "train".to_owned(),
         team: TeamId::parse("nlp").expect("a plain word"),
@@ -258,16 +262,32 @@ fn passes(report: &mut Report) {
         world.submit(shape);
     }
     let mut rounds = 0;
-    let (_, filled) = timed(|| while world.round() > 0 {
-        rounds += 1;
+    let (_, filled) = timed(|| {
+        while world.round() > 0 {
+            rounds += 1;
+        }
     });
-    report.add("place", "a full pass that starts 1,000 jobs", filled.as_secs_f64() * 1_000.0 / f64::from(rounds.max(1)), "ms");
+    report.add(
+        "place",
+        "a full pass that starts 1,000 jobs",
+        filled.as_secs_f64() * 1_000.0 / f64::from(rounds.max(1)),
+        "ms",
+    );
     // They run, and each saved its work at some time.
     let attempts: Vec<_> = world.cluster.jobs.attempts.keys().copied().collect();
     for attempt in &attempts {
-        for node in world.cluster.jobs.attempts[attempt].lease.places.iter().map(|p| p.node.clone()).collect::<Vec<_>>() {
+        for node in world.cluster.jobs.attempts[attempt]
+            .lease
+            .places
+            .iter()
+            .map(|p| p.node.clone())
+            .collect::<Vec<_>>()
+        {
             let session = world.cluster.nodes[&node].session;
-            for what in [door::Report::Prepared { attempt: *attempt, master_port: 1 }, door::Report::Started { attempt: *attempt }] {
+            for what in [
+                door::Report::Prepared { attempt: *attempt, master_port: 1 },
+                door::Report::Started { attempt: *attempt },
+            ] {
                 let now = world.now;
                 let events = door::report(&mut world.cluster, now, &node, session, what);
                 events.into_iter().for_each(|e| world.push(e));
@@ -292,7 +312,12 @@ fn passes(report: &mut Report) {
     let mixed: Vec<Arc<JobSpec>> = (0..1_000)
         .map(|i| {
             let limit = Some(Millis::from_secs(600 + i));
-            Arc::new(JobSpec { time_limit: limit, tier: Tier::Idle, requeue: true, ..spec(1 + (i % 64) as u32, GPUS, None, None) })
+            Arc::new(JobSpec {
+                time_limit: limit,
+                tier: Tier::Idle,
+                requeue: true,
+                ..spec(1 + (i % 64) as u32, GPUS, None, None)
+            })
         })
         .collect();
     mixed.iter().for_each(|s| world.submit(s));
@@ -329,7 +354,12 @@ fn passes(report: &mut Report) {
 
     // Memory, with a long queue.
     let before = status_kib(std::process::id(), "VmRSS:").unwrap_or(0);
-    report.add("place", "memory of the cluster with 1,000 waiting jobs", before as f64 / 1_024.0, "MiB");
+    report.add(
+        "place",
+        "memory of the cluster with 1,000 waiting jobs",
+        before as f64 / 1_024.0,
+        "MiB",
+    );
     let specs: Vec<Arc<JobSpec>> = mixed;
     for i in 0..PENDING {
         // Every job has a spec of its own, as if each had come by itself.

@@ -132,9 +132,7 @@ impl Tier {
 }
 
 /// A job that has to end first.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Dependency {
     pub job: JobId,
     pub kind: DependencyKind,

@@ -461,9 +461,14 @@ mod tests {
 
     #[test]
     fn twelve_decimals_round_half_to_even() {
-        assert_eq!(GpuMillis(3_600_000).hours12(), "1.000000000000");
-        assert_eq!(GpuMillis(1).hours12(), "0.000000277778");
-        assert_eq!(Amount::of(GpuMillis(3_600_000), MicroUsd(2_950_000)).usd12(), "2.950000000000");
+        assert_eq!(PartMillis::whole(3_600_000).hours12(), "1.000000000000");
+        assert_eq!(PartMillis::whole(1).hours12(), "0.000000277778");
+        assert_eq!(
+            Amount::of(PartMillis::whole(3_600_000), MicroUsd(2_950_000)).usd12(),
+            "2.950000000000"
+        );
+        assert_eq!(PartMillis::of(1_750, Millis(3_600_000)).hours12(), "0.250000000000");
+        assert_eq!(PartMillis::of(1, Millis(1)).gpu_ms(), "0.000142");
         assert_eq!(decimal12(5, 10_000_000_000_000), "0.000000000000");
         assert_eq!(decimal12(15, 10_000_000_000_000), "0.000000000002");
         assert_eq!(decimal12(-1, 2), "-0.500000000000");

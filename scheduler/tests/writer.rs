@@ -30,11 +30,22 @@ fn spec(gpus: u32) -> JobSpec {
             cpus_per_task: 1,
             memory_per_node: Bytes(0),
             gpu_model: None,
+            gpu_milli: WHOLE_GPU,
         },
-        within: Vec::new(),
+        tier: Tier::Normal,
+        roles: Vec::new(),
+        placement: Placement::default(),
         priority: 0,
         time_limit: None,
         requeue: false,
+        begin: None,
+        after: Vec::new(),
+        singleton: false,
+        hold: false,
+        min_nodes: None,
+        spares: 0,
+        checkpoint: None,
+        reservation: None,
         program: Program {
             argv: vec!["true".into()],
             script: None,
@@ -57,6 +68,7 @@ fn inventory() -> NodeInventory {
         nvlink_domain: None,
         nic: None,
         rail: None,
+        mig: None,
     };
     NodeInventory {
         node: NodeId::parse("n0").unwrap(),
@@ -68,6 +80,8 @@ fn inventory() -> NodeInventory {
         driver_version: None,
         gpus: (0..8).map(gpu).collect(),
         nics: Vec::new(),
+        labels: BTreeMap::new(),
+        neighbours: Vec::new(),
     }
 }
 

@@ -33,5 +33,9 @@ fn an_array_runs_as_many_at_once_as_it_may_and_the_next_job_waits_for_all() {
 
     let refused = cluster.cli(&["submit", "--array", "0-4000000000", "--", "true"]);
     assert_ne!(refused.code(), 0);
-    assert!(refused.stderr.contains("4000000001") || refused.stderr.contains("100000"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("4000000001") || refused.stderr.contains("100000"),
+        "{}",
+        refused.stderr
+    );
 }

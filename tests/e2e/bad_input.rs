@@ -260,7 +260,9 @@ fn every_refusal_has_a_fitting_grpc_status() {
     let job_id = 999;
     for status in [
         refusal(async { admin.jobs().get(v1::GetJobRequest { job_id, index: None }).await }),
-        refusal(async { admin.jobs().cancel(v1::CancelRequest { job_id, ..Default::default() }).await }),
+        refusal(async {
+            admin.jobs().cancel(v1::CancelRequest { job_id, ..Default::default() }).await
+        }),
         refusal(async { admin.jobs().watch(v1::WatchRequest { job_id }).await }),
         refusal(async {
             admin.jobs().logs(v1::LogsRequest { job_id, ..Default::default() }).await

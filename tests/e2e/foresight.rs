@@ -9,7 +9,19 @@ fn a_dry_run_says_what_happens_and_what_else_would() {
     let cluster = Cluster::start(ClusterSpec::nodes(3));
     let admin = cluster.admin();
     let dry = |nodes: &str| {
-        let args = ["submit", "--dry-run", "--json", "--nodes", nodes, "--gpus-per-node", "8", "-t", "10m", "--", "true"];
+        let args = [
+            "submit",
+            "--dry-run",
+            "--json",
+            "--nodes",
+            nodes,
+            "--gpus-per-node",
+            "8",
+            "-t",
+            "10m",
+            "--",
+            "true",
+        ];
         cluster.cli(&args)
     };
     let now = dry("3").ok().json();
@@ -26,9 +38,11 @@ fn a_dry_run_says_what_happens_and_what_else_would() {
     admin.wait_running(ground);
     let later = dry("3").ok().json();
     assert_eq!(later["verdict"], "waits", "{later}");
-    let smaller = later["counterfactuals"].as_array().expect("some were tried").iter().find(|c| {
-        c["change"].as_str().is_some_and(|change| change.contains("--nodes 2"))
-    });
+    let smaller = later["counterfactuals"]
+        .as_array()
+        .expect("some were tried")
+        .iter()
+        .find(|c| c["change"].as_str().is_some_and(|change| change.contains("--nodes 2")));
     assert!(smaller.is_some_and(|c| c["starts_at"].is_string()), "{later}");
     // What was said to start now does.
     let pair = v1::JobSpec { nodes: 2, gpus_per_node: 8, ..cluster.sh("true") };

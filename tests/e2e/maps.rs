@@ -31,7 +31,8 @@ fn a_new_map_is_taken_whole_or_not_at_all() {
         assert_eq!(cluster.cli(&["topology", "--json"]).ok().stdout, before, "{name}");
     }
     // Slurm's own words for the other way round.
-    let slurm = "SwitchName=x Nodes=n[0,2]\nSwitchName=y Nodes=n[1,3]\nSwitchName=top Switches=x,y\n";
+    let slurm =
+        "SwitchName=x Nodes=n[0,2]\nSwitchName=y Nodes=n[1,3]\nSwitchName=top Switches=x,y\n";
     cluster.cli(&["topology", "load", &file("topology.conf", slurm)]).ok();
     let pair = v1::JobSpec {
         nodes: 2,

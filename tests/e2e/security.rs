@@ -73,7 +73,9 @@ fn everybody_may_what_the_role_says_and_no_more() {
     let id = ada.submit(secret);
     ada.wait_running(id);
 
-    let get = |p: &Person| p.once(async { p.jobs().get(v1::GetJobRequest { job_id: id, index: None }).await });
+    let get = |p: &Person| {
+        p.once(async { p.jobs().get(v1::GetJobRequest { job_id: id, index: None }).await })
+    };
     let kind = |answer: Result<(), tessera_model::Refusal>| answer.err().map(|no| no.kind);
     // Its own user sees all of it; a team mate, finance and operators its record; others nothing.
     let full = get(&ada).unwrap().spec.unwrap();
@@ -96,8 +98,11 @@ fn everybody_may_what_the_role_says_and_no_more() {
         assert_eq!(logs.err().map(|no| no.kind), Some(want), "{who} reads the output");
     }
     // Cancelling.
-    let cancel =
-        |p: &Person| p.once(async { p.jobs().cancel(v1::CancelRequest { job_id: id, ..Default::default() }).await });
+    let cancel = |p: &Person| {
+        p.once(async {
+            p.jobs().cancel(v1::CancelRequest { job_id: id, ..Default::default() }).await
+        })
+    };
     for (who, p, want) in [("bob", &bob, Denied), ("fin", &fin, Denied), ("eve", &eve, NotFound)] {
         assert_eq!(kind(cancel(p).map(drop)), Some(want), "{who} cancels");
     }
@@ -206,8 +211,7 @@ fn nodes_and_people_cannot_pass_for_each_other() {
     let anybody = RUNTIME.block_on(connect(&dial(None))).unwrap();
     let list = v1::ListJobsRequest::default();
     assert_eq!(kind(JobsClient::new(node.clone()).list(list)), Some(Unauthenticated));
-    let submit =
-        v1::SubmitRequest { spec: Some(cluster.sh("true")), ..Default::default() };
+    let submit = v1::SubmitRequest { spec: Some(cluster.sh("true")), ..Default::default() };
     assert_eq!(kind(JobsClient::new(node.clone()).submit(submit)), Some(Unauthenticated));
     let csr = || v1::RenewRequest { csr_pem: "none".into() };
     assert_eq!(

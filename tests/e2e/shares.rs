@@ -1,7 +1,7 @@
 //! Two jobs share one GPU by agreement: both run at once, a third waits, and each team pays its part.
 
 use tessera_proto::v1::{self, JobState};
-use tessera_tests::{Cluster, ClusterSpec, until, unix_ms};
+use tessera_tests::{Cluster, ClusterSpec, unix_ms, until};
 
 #[test]
 fn two_jobs_share_a_gpu_and_pay_their_parts() {
@@ -12,16 +12,20 @@ fn two_jobs_share_a_gpu_and_pay_their_parts() {
         team: team.to_owned(),
         gpus_per_node: 1,
         gpu_milli: milli,
-        ..cluster.sh("echo $CUDA_VISIBLE_DEVICES $TESSERA_GPU_SHARE; while [ ! -e go ]; do sleep 0.1; done")
+        ..cluster.sh(
+            "echo $CUDA_VISIBLE_DEVICES $TESSERA_GPU_SHARE; while [ ! -e go ]; do sleep 0.1; done",
+        )
     };
     let first = admin.submit(share("nlp", 250));
     let second = admin.submit(share("vision", 500));
     admin.wait_running(first);
     admin.wait_running(second);
-    let said = |job| until("what it printed", || {
-        let text: String = admin.logs_now(job)?.into_values().collect();
-        if text.contains('\n') { Ok(text.trim().to_owned()) } else { Err(text) }
-    });
+    let said = |job| {
+        until("what it printed", || {
+            let text: String = admin.logs_now(job)?.into_values().collect();
+            if text.contains('\n') { Ok(text.trim().to_owned()) } else { Err(text) }
+        })
+    };
     let (a, b) = (said(first), said(second));
     let (gpu_a, share_a) = a.split_once(' ').expect("a GPU and a share");
     let (gpu_b, share_b) = b.split_once(' ').expect("a GPU and a share");
@@ -49,6 +53,9 @@ fn two_jobs_share_a_gpu_and_pay_their_parts() {
         let own = lines.iter().filter(|l| l.keys[0] == job.to_string());
         own.map(|l| l.gpu_part_ms.parse::<u128>().unwrap()).sum::<u128>()
     };
-    assert!(parts(first) > 0 && parts(first).is_multiple_of(1_750), "a quarter of 7,000 parts each ms");
+    assert!(
+        parts(first) > 0 && parts(first).is_multiple_of(1_750),
+        "a quarter of 7,000 parts each ms"
+    );
     assert!(parts(second) > 0 && parts(second).is_multiple_of(3_500), "half of them");
 }

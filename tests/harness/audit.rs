@@ -110,8 +110,14 @@ mod tests {
     fn each_broken_promise_is_found_and_only_that_one() {
         let cases = [
             ("", None),
-            ("INSERT INTO lease_gpus VALUES ('3.1', 'a', 15, 18, 1000)", Some("held by two leases")),
-            ("INSERT INTO lease_gpus VALUES ('3.1', 'b', 40, NULL, 250)", Some("held by two leases")),
+            (
+                "INSERT INTO lease_gpus VALUES ('3.1', 'a', 15, 18, 1000)",
+                Some("held by two leases"),
+            ),
+            (
+                "INSERT INTO lease_gpus VALUES ('3.1', 'b', 40, NULL, 250)",
+                Some("held by two leases"),
+            ),
             ("INSERT INTO usage_intervals VALUES ('a', 21, 30, '', 7000, 'idle')", Some("a gap")),
             (
                 "INSERT INTO usage_intervals VALUES ('a', 19, 30, '', 7000, 'idle')",
@@ -121,9 +127,15 @@ mod tests {
                 "INSERT INTO usage_intervals VALUES ('s', 5, 9, '', 1000, 'idle')",
                 Some("more of a shared GPU"),
             ),
-            ("INSERT INTO usage_intervals VALUES ('b', 30, 40, '1.1', 7000, 'allocated')", Some("a team pays")),
+            (
+                "INSERT INTO usage_intervals VALUES ('b', 30, 40, '1.1', 7000, 'allocated')",
+                Some("a team pays"),
+            ),
             ("INSERT INTO usage_intervals VALUES ('b', 30, 40, '1.2', 7000, 'allocated')", None),
-            ("INSERT INTO lease_gpus VALUES ('2.2', 'c', 40, NULL, 1000)", Some("two live attempts")),
+            (
+                "INSERT INTO lease_gpus VALUES ('2.2', 'c', 40, NULL, 1000)",
+                Some("two live attempts"),
+            ),
             ("INSERT INTO journal VALUES (5)", Some("a hole")),
         ];
         for (change, want) in cases {

@@ -112,7 +112,8 @@ impl Person {
     // ---- jobs
 
     pub fn try_submit(&self, spec: v1::JobSpec, key: &str) -> Result<v1::SubmitReply, Refusal> {
-        let request = v1::SubmitRequest { spec: Some(spec), idempotency_key: key.to_owned(), array: None };
+        let request =
+            v1::SubmitRequest { spec: Some(spec), idempotency_key: key.to_owned(), array: None };
         self.once(async { self.jobs().submit(request).await })
     }
 

@@ -1,7 +1,13 @@
 //! `tessera checkpoint done`: a job's work up to now is safe.
 //!
-//! In: a job, or the environment of one. Out: its record. A word about an attempt that is over
+//! In: a job, or the environment of one. A task needs no token for it: where the job names a
+//! checkpoint file, the file is touched, and the agent of the node of rank 0 passes it on. Out: its
+//! record. A word about an attempt that is over
 //! changes nothing, so a late checkpoint of an earlier life does no harm.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use tessera_model::{AttemptId, JobId};
 use tessera_proto::v1;
@@ -36,6 +42,37 @@ pub async fn run(api: &Api, args: &CheckpointArgs, screen: &Screen) -> Outcome<u
     Ok(0)
 }
 
+/// Set by the agent for a job with a checkpoint file.
+const FILE: &str = "TESSERA_CHECKPOINT_FILE";
+
+/// Whether this runs inside a job whose agent watches a file, and is about that job.
+pub fn has_file(args: &CheckpointArgs) -> bool {
+    let CheckpointVerb::Done { job } = &args.verb;
+    job.is_none() && std::env::var_os(FILE).is_some_and(|f| !f.is_empty())
+}
+
+/// Gives the checkpoint file the time of now; made if it is not there.
+pub fn touch(screen: &Screen) -> Outcome<u8> {
+    let path = PathBuf::from(std::env::var_os(FILE).unwrap_or_default());
+    touch_at(&path, SystemTime::now())?;
+    if screen.json {
+        screen.json(&serde_json::json!({ "checkpoint_file": path.display().to_string() }))?;
+    } else {
+        screen.line(format!("{} is touched, the agent passes it on", path.display()))?;
+    }
+    Ok(0)
+}
+
+fn touch_at(path: &Path, now: SystemTime) -> Outcome {
+    // A folder of checkpoints counts by its newest entry, and needs no touch of ours.
+    if path.is_dir() {
+        return Ok(());
+    }
+    let file = File::options().create(true).append(true).open(path);
+    let touched = file.and_then(|file| file.set_modified(now));
+    touched.map_err(|error| Failure::file("touch", path, &error))
+}
+
 /// The job this command runs in.
 fn inside(job: Option<String>, attempt: Option<String>) -> Outcome<(JobId, String)> {
     let Some(job) = job else {
@@ -60,6 +97,19 @@ fn inside(job: Option<String>, attempt: Option<String>) -> Outcome<(JobId, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_file_is_made_and_gets_the_time_of_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("latest");
+        let later = SystemTime::now() + std::time::Duration::from_secs(60);
+        touch_at(&path, SystemTime::now()).unwrap();
+        std::fs::write(&path, "step 12").unwrap();
+        touch_at(&path, later).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "step 12", "what was there stays");
+        assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), later);
+        assert!(touch_at(&dir.path().join("no/such"), later).is_err());
+    }
 
     #[test]
     fn inside_a_job_no_id_is_needed() {

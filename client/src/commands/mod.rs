@@ -42,6 +42,7 @@ pub async fn run(cli: &Cli, screen: &Screen) -> Outcome<u8> {
         Verb::Dev(args) => return dev::run(args, screen).await,
         Verb::Completions { shell } => return completions::run(*shell, screen),
         Verb::Replay(args) => return replay::run(args, screen),
+        Verb::Checkpoint(args) if checkpoint::has_file(args) => return checkpoint::touch(screen),
         Verb::Rendezvous => return dev::rendezvous::run(screen).await,
         Verb::Reaper { folder, remove } => return dev::reaper::run(folder, *remove).await,
         _ => {}

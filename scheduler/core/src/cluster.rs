@@ -16,8 +16,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tessera_model::usage::Interval;
 use tessera_model::{
-    DomainMark, Epoch, Hold, JobId, JobState, NodeId, NodeState, Principal, Reservation, Revision, TeamId,
-    TeamShare, Topology, UnixMillis,
+    DomainMark, Epoch, Hold, JobId, JobState, NodeId, NodeState, Principal, Reservation, Revision,
+    TeamId, TeamShare, Topology, UnixMillis,
 };
 
 use crate::event::{Event, Stamped};

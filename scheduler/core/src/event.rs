@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tessera_model::usage::PriceVersion;
 use tessera_model::{
-    AttemptId, Certificate, Cordon, DomainMark, Epoch, Eta, GpuCondition, GpuId, Hold, JobChange, JobId,
-    JobSpec, Lease, NodeId, NodeInventory, Principal, Reservation, SessionId, TaskEnd, TeamId,
-    TeamShare, Topology, UnixMillis, UserId,
+    AttemptId, Certificate, Cordon, DomainMark, Epoch, Eta, GpuCondition, GpuId, Hold, JobChange,
+    JobId, JobSpec, Lease, NodeId, NodeInventory, Principal, Reservation, SessionId, TaskEnd,
+    TeamId, TeamShare, Topology, UnixMillis, UserId,
 };
 
 use crate::promises::Slot;

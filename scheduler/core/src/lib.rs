@@ -19,9 +19,9 @@ pub mod node_table; // nodes and what is held on them
 pub mod order; // what agents are told
 pub mod placement; // which GPUs a job should get
 pub mod promises; // what starts were promised, and what came of it
-pub mod round; // what follows from a decision, verified and written down
 pub mod queue; // which jobs may go, whose turn it is, how much a team may hold
 pub mod records; // jobs and nodes as everybody sees them
+pub mod round; // what follows from a decision, verified and written down
 pub mod snapshot; // the cluster at one instant, as a decision sees it
 pub mod topology; // the map in force, and where nodes contradict it
 pub mod verify; // a second opinion on every placement // what each GPU was doing, and what it costs

@@ -11,7 +11,8 @@ pub fn broken(spec: &JobSpec, lease: &Lease, map: &Topology, cluster: &Cluster) 
     let mut wrong = Vec::new();
     let least = spec.min_nodes.unwrap_or(spec.gang.nodes);
     if !(least..=spec.gang.nodes).contains(&lease.nodes) {
-        wrong.push(format!("{} nodes, and it asks for {least} to {}", lease.nodes, spec.gang.nodes));
+        wrong
+            .push(format!("{} nodes, and it asks for {least} to {}", lease.nodes, spec.gang.nodes));
     }
     let mut shapes: Vec<(&Gang, &Placement)> =
         vec![(&spec.gang, &spec.placement); lease.nodes as usize];
@@ -53,13 +54,16 @@ pub fn broken(spec: &JobSpec, lease: &Lease, map: &Topology, cluster: &Cluster) 
             let domains: BTreeSet<Option<String>> =
                 part.iter().map(|p| domain(p, &slice.level)).collect();
             if domains.len() > 1 || domains.contains(&None) || part.len() < slice.nodes as usize {
-                wrong.push(format!("slice {i} of {} is not inside one {}", slice.nodes, slice.level));
+                wrong.push(format!(
+                    "slice {i} of {} is not inside one {}",
+                    slice.nodes, slice.level
+                ));
             }
         }
     }
     let count = |level: &str| {
         let mut counts: BTreeMap<Option<String>, u32> = BTreeMap::new();
-        for place in first {
+        for place in all {
             *counts.entry(domain(place, level)).or_default() += 1;
         }
         counts

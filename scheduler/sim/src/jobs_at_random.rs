@@ -28,7 +28,15 @@ pub fn draw(rng: &mut Rng, cluster: &Cluster, now: UnixMillis) -> JobSpec {
         1 => 0,
         _ => rng.between(1, most.max(1)) as u32,
     };
-    let tier = *rng.pick(&[Tier::Urgent, Tier::Normal, Tier::Normal, Tier::Normal, Tier::Normal, Tier::Idle, Tier::Idle]);
+    let tier = *rng.pick(&[
+        Tier::Urgent,
+        Tier::Normal,
+        Tier::Normal,
+        Tier::Normal,
+        Tier::Normal,
+        Tier::Idle,
+        Tier::Idle,
+    ]);
     let placement = if share { Placement::default() } else { placement(rng, cluster, nodes) };
     let divides = |n: &u32| placement.slices.first().is_none_or(|s| n.is_multiple_of(s.nodes));
     let min_nodes = (nodes > 1 && rng.chance(20) && placement.balance.is_none())
@@ -90,7 +98,8 @@ fn gang(rng: &mut Rng, nodes: u32, gpus_per_node: u32) -> Gang {
         tasks_per_node: rng.between(1, 2) as u32,
         cpus_per_task: rng.between(1, 4) as u32,
         memory_per_node: Bytes::gib(rng.between(0, 32)),
-        gpu_model: (gpus_per_node > 0 && rng.chance(15)).then(|| rng.pick(&["h100", "a100"]).to_string()),
+        gpu_model: (gpus_per_node > 0 && rng.chance(15))
+            .then(|| rng.pick(&["h100", "a100"]).to_string()),
         gpu_milli: WHOLE_GPU,
     }
 }

@@ -15,9 +15,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use tessera_core::cluster::Cluster;
+use tessera_core::decide::decide;
 use tessera_core::due::{Limits, due};
 use tessera_core::event::{Event, LeaveWhy, PromiseCause, Stamped};
-use tessera_core::decide::decide;
 use tessera_core::placement::Chosen;
 use tessera_core::promises::Promise;
 use tessera_core::snapshot::Snapshot;
@@ -25,8 +25,8 @@ use tessera_core::verify::verify;
 use tessera_core::{Order, door, round};
 use tessera_model::{
     AttemptId, BootId, Bytes, Cordon, DomainMark, Epoch, Fabric, Gpu, GpuCondition, GpuId, JobId,
-    JobSpec, JobState, Millis, NodeId, NodeInventory, Placement, SessionId, TaskEnd, TeamId, TeamShare, Tier,
-    Topology, UnixMillis, UserId,
+    JobSpec, JobState, Millis, NodeId, NodeInventory, Placement, SessionId, TaskEnd, TeamId,
+    TeamShare, Tier, Topology, UnixMillis, UserId,
 };
 
 use crate::constraints;
@@ -105,7 +105,11 @@ impl Planning {
         self.commit(Event::EpochBegan { epoch: Epoch(1) });
         for (name, weight) in [("nlp", 100), ("vision", 50), ("audio", 100)] {
             let (team, by) = (team(name), user("root"));
-            self.commit(Event::TeamCreated { team: team.clone(), description: String::new(), by: by.clone() });
+            self.commit(Event::TeamCreated {
+                team: team.clone(),
+                description: String::new(),
+                by: by.clone(),
+            });
             let share = TeamShare { weight, ..TeamShare::default() };
             self.commit(Event::TeamShared { team, share, by });
         }
@@ -222,9 +226,7 @@ impl Planning {
     /// When the scheduler wants to be asked again.
     fn deadlines(&self) -> Vec<u64> {
         // What is overdue already was done, or hangs on a node that is away.
-        let ms = |at: UnixMillis| {
-            u64::try_from(at.0 - BEGINNING).ok().filter(|at| *at > self.now)
-        };
+        let ms = |at: UnixMillis| u64::try_from(at.0 - BEGINNING).ok().filter(|at| *at > self.now);
         let attempts = || self.cluster.jobs.attempts.values();
         let leaves = attempts().filter_map(|a| ms(a.leave.as_ref()?.deadline));
         let limits = attempts().filter_map(|a| ms(a.deadline()?));
@@ -396,7 +398,14 @@ impl Planning {
         }
         let (level, domain) = self.rng.pick(&domains).clone();
         let health = *self.rng.pick(&[0, 50, 100, 100]);
-        let mark = DomainMark { level, domain, health, by: user("root"), reason: "links".into(), until: None };
+        let mark = DomainMark {
+            level,
+            domain,
+            health,
+            by: user("root"),
+            reason: "links".into(),
+            until: None,
+        };
         self.excuse_all();
         self.commit(Event::DomainMarked { mark });
     }
@@ -426,7 +435,8 @@ impl Planning {
         }
         for i in 0..self.shape.nodes.len() {
             let id = self.shape.nodes[i].node.clone();
-            if self.cluster.nodes.get(&id).is_some_and(|n| n.state != tessera_model::NodeState::Up) {
+            if self.cluster.nodes.get(&id).is_some_and(|n| n.state != tessera_model::NodeState::Up)
+            {
                 self.reboot(i);
             }
             self.commit(Event::NodeUncordoned { node: id.clone(), by: user("root") });
@@ -440,7 +450,8 @@ impl Planning {
         self.round();
         self.check();
         for _ in 0..400 {
-            if !self.broken.is_empty() || self.cluster.jobs.queue_len() == 0 && self.ends.is_empty() {
+            if !self.broken.is_empty() || self.cluster.jobs.queue_len() == 0 && self.ends.is_empty()
+            {
                 break;
             }
             self.run_until(self.now + 1_800_000);
@@ -486,16 +497,25 @@ impl Planning {
             }
             Order::Commit { attempt, .. } => {
                 report(self, door::Report::Started { attempt });
-                let running =
-                    self.cluster.jobs.get(attempt.job).is_some_and(|j| j.state == JobState::Running);
+                let running = self
+                    .cluster
+                    .jobs
+                    .get(attempt.job)
+                    .is_some_and(|j| j.state == JobState::Running);
                 if running && !self.ends.contains_key(&attempt) {
                     let length = self.run_time(attempt);
                     self.ends.insert(attempt, self.now + length);
                 }
             }
             Order::Stop { attempt, .. } => {
-                let first_node = self.cluster.jobs.attempts.get(&attempt).map(|a| a.lease.places[0].node.clone());
-                let left = self.cluster.jobs.attempts.get(&attempt).is_some_and(|a| a.leave.is_some());
+                let first_node = self
+                    .cluster
+                    .jobs
+                    .attempts
+                    .get(&attempt)
+                    .map(|a| a.lease.places[0].node.clone());
+                let left =
+                    self.cluster.jobs.attempts.get(&attempt).is_some_and(|a| a.leave.is_some());
                 if self.planted == Some(PlantedPlan::VictimWithoutItsGang)
                     && left
                     && first_node.as_ref() != Some(node)
@@ -528,7 +548,9 @@ impl Planning {
     /// One node stops what it has of an attempt and gives it back.
     fn stop_at(&mut self, node: &NodeId, session: SessionId, attempt: AttemptId) {
         self.ends.remove(&attempt);
-        let Some(a) = self.cluster.jobs.attempts.get(&attempt).filter(|a| a.holds(node)) else { return };
+        let Some(a) = self.cluster.jobs.attempts.get(&attempt).filter(|a| a.holds(node)) else {
+            return;
+        };
         let (place, _) = a.place(node).expect("it holds something there");
         let ranks: Vec<u32> = a.ranks_at(place).filter(|r| !a.ended.contains_key(r)).collect();
         let started = a.committed;
@@ -556,7 +578,8 @@ impl Planning {
             .map(|(i, p)| (p.node.clone(), a.ranks_at(i).collect()))
             .collect();
         for (node, ranks) in &places {
-            let up = self.cluster.nodes.get(node).filter(|n| n.state == tessera_model::NodeState::Up);
+            let up =
+                self.cluster.nodes.get(node).filter(|n| n.state == tessera_model::NodeState::Up);
             let Some(session) = up.map(|n| n.session) else { continue };
             let now = self.at();
             for rank in ranks {
@@ -566,7 +589,8 @@ impl Planning {
             }
         }
         for (node, _) in places {
-            let up = self.cluster.nodes.get(&node).filter(|n| n.state == tessera_model::NodeState::Up);
+            let up =
+                self.cluster.nodes.get(&node).filter(|n| n.state == tessera_model::NodeState::Up);
             let Some(session) = up.map(|n| n.session) else { continue };
             let now = self.at();
             let report = door::Report::Released { attempt, occupied: BTreeMap::new() };
@@ -586,14 +610,15 @@ impl Planning {
         let mut cluster = std::mem::take(&mut self.cluster);
         let mut committed: Vec<(Event, Option<Promise>)> = Vec::new();
         let journal = &mut self.journal;
-        let outcome = round::round(&mut cluster, now, &mut |cluster: &mut Cluster, event: Event| {
-            let promised = promise_of(cluster, &event);
-            let stamped = Stamped { at: now, event };
-            cluster.apply(&stamped);
-            committed.push((stamped.event.clone(), promised));
-            journal.push(stamped);
-            Ok::<(), Infallible>(())
-        });
+        let outcome =
+            round::round(&mut cluster, now, &mut |cluster: &mut Cluster, event: Event| {
+                let promised = promise_of(cluster, &event);
+                let stamped = Stamped { at: now, event };
+                cluster.apply(&stamped);
+                committed.push((stamped.event.clone(), promised));
+                journal.push(stamped);
+                Ok::<(), Infallible>(())
+            });
         self.cluster = cluster;
         match outcome {
             Ok(round) => {
@@ -693,7 +718,8 @@ impl Planning {
             let text = format!("job {} may not be stopped, and was asked to leave", victim.id);
             self.break_promise(text);
         } else if matches!(why, LeaveWhy::Preempted { .. }) && high >= low {
-            let text = format!("job {} ({low:?}) had to leave for job {} ({high:?})", victim.id, by.id);
+            let text =
+                format!("job {} ({low:?}) had to leave for job {} ({high:?})", victim.id, by.id);
             self.break_promise(text);
         }
     }
@@ -756,7 +782,8 @@ impl Planning {
         for (id, node) in &self.cluster.nodes {
             let (want_cpus, want_memory) = cpus.get(id).copied().unwrap_or_default();
             if (node.cpus_held, node.memory_held.0) != (want_cpus, want_memory) {
-                wrong.push(format!("{id} counts other CPUs or memory as held than its leases hold"));
+                wrong
+                    .push(format!("{id} counts other CPUs or memory as held than its leases hold"));
             }
             if node.cpus_held > node.inventory.cpus {
                 wrong.push(format!("{id} has given out more CPUs than it has"));
@@ -839,8 +866,7 @@ impl Shape {
                 }
             }
         }
-        let mut topology =
-            Topology::net(vec!["block".to_owned(), "leaf".to_owned()], paths);
+        let mut topology = Topology::net(vec!["block".to_owned(), "leaf".to_owned()], paths);
         if rng.chance(30) {
             topology.fabrics.push(Fabric {
                 name: "power".to_owned(),

@@ -9,8 +9,8 @@ use tessera_core::job_table::Job;
 use tessera_core::ledger::timeline::Timeline;
 use tessera_model::usage::{Interval, UsageClass};
 use tessera_model::{
-    AttemptId, Gang, GpuId, JobId, JobState, NodeId, NodeState, PARTS_PER_GPU, Strength, TaskEnd, UnixMillis,
-    WaitReason,
+    AttemptId, Gang, GpuId, JobId, JobState, NodeId, NodeState, PARTS_PER_GPU, Strength, TaskEnd,
+    UnixMillis, WaitReason,
 };
 
 use crate::world::World;
@@ -291,7 +291,12 @@ fn stuck(world: &World, job: &Job) -> Option<String> {
 
 fn required(job: &Job) -> Option<&str> {
     // In these worlds a job has one required level at most.
-    job.spec.placement.within.iter().find(|w| w.strength == Strength::Required).map(|w| w.level.as_str())
+    job.spec
+        .placement
+        .within
+        .iter()
+        .find(|w| w.strength == Strength::Required)
+        .map(|w| w.level.as_str())
 }
 
 /// A third opinion on what fits: fitting nodes in the best domain, counted from the cluster.
@@ -318,7 +323,8 @@ fn room(world: &World, gang: &Gang, level: Option<&str>, ideal: bool) -> u32 {
         let domain = match level {
             None => None,
             Some(level) => {
-                let (fabric, depth) = cluster.topology.level(level).map_or((0, 0), |(f, d)| (f, d + 1));
+                let (fabric, depth) =
+                    cluster.topology.level(level).map_or((0, 0), |(f, d)| (f, d + 1));
                 match cluster.topology.fabrics[fabric].nodes.get(node.id()) {
                     Some(path) => Some(path[..depth].to_vec()),
                     None => continue,
@@ -378,7 +384,9 @@ fn accounts(world: &World) -> Vec<String> {
     for (attempt, held) in &held {
         let charged = charged.remove(attempt).unwrap_or(0);
         if charged != *held {
-            lines.push(format!("P9: attempt {attempt} is charged {charged} and held {held} GPU-microseconds"));
+            lines.push(format!(
+                "P9: attempt {attempt} is charged {charged} and held {held} GPU-microseconds"
+            ));
         }
     }
     lines.extend(charged.keys().map(|a| format!("P9: attempt {a} is charged and held nothing")));

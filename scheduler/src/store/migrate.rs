@@ -6,10 +6,8 @@ use rusqlite::{Connection, params};
 
 use super::StoreError;
 
-const MIGRATIONS: &[(u32, &str)] = &[
-    (1, include_str!("schema/0001_first.sql")),
-    (2, include_str!("schema/0002_shares.sql")),
-];
+const MIGRATIONS: &[(u32, &str)] =
+    &[(1, include_str!("schema/0001_first.sql")), (2, include_str!("schema/0002_shares.sql"))];
 
 pub fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let first = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;

@@ -157,7 +157,10 @@ mod tests {
     #[test]
     fn time_before_the_first_price_is_shown_as_unpriced() {
         let lines = rate(&[interval(0, 0, 100)], &book(&[(60, 1_000_000)]), &[], DAY);
-        assert_eq!((lines[0].held, lines[0].unpriced), (PartMillis::whole(100), PartMillis::whole(60)));
+        assert_eq!(
+            (lines[0].held, lines[0].unpriced),
+            (PartMillis::whole(100), PartMillis::whole(60))
+        );
     }
 
     proptest! {

@@ -288,7 +288,8 @@ pub struct InOrder<'a> {
     tiers: std::slice::Iter<'a, TierLine>,
     promised: Option<btree_map::Iter<'a, (u64, JobId), Promised>>,
     lines: Vec<Line<'a>>,
-    /// The next job of each team by its claim; equal claims by the job's id.
+    /// The next claim of each team, by its turn and then by the job it is from, which need not be
+    /// the one it goes to.
     heads: BinaryHeap<Reverse<(UnixMillis, JobId, usize)>>,
     shares: Shares,
     now: UnixMillis,
@@ -299,7 +300,8 @@ struct Line<'a> {
     share: usize,
     ranks: btree_map::Iter<'a, Rank, u64>,
     claims: btree_set::Iter<'a, (UnixMillis, JobId)>,
-    /// What the job in `heads` would take.
+    /// The job that goes with the claim in `heads`, and what it would take.
+    job: JobId,
     demand: u64,
 }
 
@@ -308,10 +310,11 @@ impl InOrder<'_> {
     fn advance(&mut self, index: usize) {
         let line = &mut self.lines[index];
         let Some((&(_, _, job), &demand)) = line.ranks.next() else { return };
-        line.demand = demand;
-        let claim = line.claims.next().map_or(self.now, |(turn, _)| *turn);
-        let claim = claim.plus(self.shares.shift(line.share));
-        self.heads.push(Reverse((claim, job, index)));
+        (line.job, line.demand) = (job, demand);
+        let behind = (self.now, JobId(u64::MAX));
+        let (turn, owner) = line.claims.next().copied().unwrap_or(behind);
+        let claim = turn.plus(self.shares.shift(line.share));
+        self.heads.push(Reverse((claim, owner, index)));
     }
 }
 
@@ -327,8 +330,8 @@ impl Iterator for InOrder<'_> {
                 }
                 self.promised = None;
             }
-            if let Some(Reverse((_, job, index))) = self.heads.pop() {
-                let (share, demand) = (self.lines[index].share, self.lines[index].demand);
+            if let Some(Reverse((.., index))) = self.heads.pop() {
+                let Line { share, job, demand, .. } = self.lines[index];
                 self.shares.pick(share, demand);
                 self.advance(index);
                 return Some(job);
@@ -341,6 +344,7 @@ impl Iterator for InOrder<'_> {
                     share: self.shares.index(team),
                     ranks: line.ranks.iter(),
                     claims: line.claims.iter(),
+                    job: JobId(0),
                     demand: 0,
                 });
             }

@@ -18,13 +18,17 @@
 //! A guarantee in *cells* is so many whole domains of a level. A firm job of another team starts
 //! in a domain only while enough domains remain that are free of firm strangers (HiveD's safety).
 
+mod cells; // guarantees of whole domains
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use tessera_model::{JobSpec, TeamId, TeamShare, WHOLE_GPU, WaitReason};
 
 use crate::cluster::Cluster;
 use crate::placement::nodes::NodeSet;
-use crate::placement::space::{NOWHERE, Space, Taken};
+use crate::placement::space::{Space, Taken};
+
+use cells::Cells;
 
 const WHOLE: u64 = WHOLE_GPU as u64;
 
@@ -75,20 +79,6 @@ struct Pool {
     held: Vec<u64>,
     /// Of its own firm jobs.
     firm: Vec<u64>,
-}
-
-/// Guarantees of whole domains of one level, for GPUs of one pattern.
-#[derive(Debug, Clone)]
-struct Cells {
-    pool: usize,
-    tree: usize,
-    depth: usize,
-    /// How many domains each team is guaranteed.
-    wants: BTreeMap<usize, usize>,
-    /// Whether the domain has such GPUs.
-    counts: Vec<bool>,
-    /// By domain: teams with firm jobs there, and in how many places.
-    firm: Vec<BTreeMap<usize, u32>>,
 }
 
 impl Quotas {
@@ -191,24 +181,6 @@ impl Quotas {
         self.pools.len() - 1
     }
 
-    fn cells(&mut self, space: &Space, pool: usize, tree: usize, depth: usize) -> &mut Cells {
-        let same = |c: &Cells| (c.pool, c.tree, c.depth) == (pool, tree, depth);
-        if let Some(known) = self.cells.iter().position(same) {
-            return &mut self.cells[known];
-        }
-        let level = &space.layout.trees[tree].levels[depth];
-        let mut counts = vec![false; level.domains.len()];
-        for (domain, kind) in level.of.iter().zip(&space.layout.kind) {
-            if *domain != NOWHERE && self.pools[pool].masks[usize::from(*kind)] != 0 {
-                counts[*domain as usize] = true;
-            }
-        }
-        let firm = vec![BTreeMap::new(); counts.len()];
-        self.cells.push(Cells { pool, tree, depth, wants: BTreeMap::new(), counts, firm });
-        let last = self.cells.len() - 1;
-        &mut self.cells[last]
-    }
-
     /// The team and those above it.
     fn path(&self, team: usize) -> impl Iterator<Item = usize> + '_ {
         std::iter::successors(Some(team), |t| self.teams[*t].parent)
@@ -271,24 +243,10 @@ impl Quotas {
             let ask = Self::placed(space, pool, taken);
             claim.borrows |= self.allow(pool, team, ask, spec.requeue)?;
         }
-        for cells in self.cells.iter().filter(|_| !spec.requeue) {
-            let costly = self.costly(cells, team);
-            let level = &space.layout.trees[cells.tree].levels[cells.depth];
-            let entered: BTreeSet<u32> = taken
-                .iter()
-                .filter(|t| t.gpus & self.mask(space, cells, t.node) != 0)
-                .map(|t| level.of[t.node as usize])
-                .filter(|d| *d != NOWHERE && costly[*d as usize])
-                .collect();
-            if entered.len() > self.allowance(cells, team) {
-                return Err(self.may_not_borrow(&self.pools[cells.pool], team));
-            }
+        if !spec.requeue {
+            self.check_cells(space, team, taken)?;
         }
         Ok(claim)
-    }
-
-    fn mask(&self, space: &Space, cells: &Cells, node: u32) -> u64 {
-        self.pools[cells.pool].masks[usize::from(space.layout.kind[node as usize])]
     }
 
     /// Whether `ask` more of a pool is borrowed; an error where it may not be had.
@@ -344,49 +302,6 @@ impl Quotas {
         sum
     }
 
-    /// Domains that a firm job of the team would take from what others are guaranteed.
-    fn costly(&self, cells: &Cells, team: usize) -> Vec<bool> {
-        let owned = self.owned(cells);
-        let costs = |(domain, firm): (usize, &BTreeMap<usize, u32>)| {
-            if !cells.counts[domain] {
-                return false;
-            }
-            match self.owner(cells, firm) {
-                // Free for all, or lost for all.
-                None => firm.is_empty(),
-                Some(owner) => !self.is_within(team, owner) && owned[&owner] <= cells.wants[&owner],
-            }
-        };
-        cells.firm.iter().enumerate().map(costs).collect()
-    }
-
-    /// The team with cells whose firm jobs alone are in a domain.
-    fn owner(&self, cells: &Cells, firm: &BTreeMap<usize, u32>) -> Option<usize> {
-        let mut wanting = cells.wants.keys().copied();
-        wanting.find(|w| !firm.is_empty() && firm.keys().all(|t| self.is_within(*t, *w)))
-    }
-
-    /// How many domains each team with cells has to itself.
-    fn owned(&self, cells: &Cells) -> BTreeMap<usize, usize> {
-        let mut owned: BTreeMap<usize, usize> = cells.wants.keys().map(|t| (*t, 0)).collect();
-        for firm in &cells.firm {
-            if let Some(owner) = self.owner(cells, firm) {
-                *owned.entry(owner).or_default() += 1;
-            }
-        }
-        owned
-    }
-
-    /// How many costly domains a firm job of the team may enter.
-    fn allowance(&self, cells: &Cells, team: usize) -> usize {
-        let free =
-            cells.counts.iter().zip(&cells.firm).filter(|(c, f)| **c && f.is_empty()).count();
-        let owned = self.owned(cells);
-        let missing = |(t, want): (&usize, &usize)| want.saturating_sub(owned[t]);
-        let others = cells.wants.iter().filter(|(t, _)| !self.is_within(team, **t)).map(missing);
-        free.saturating_sub(others.sum())
-    }
-
     /// Nodes that the job must leave alone for what other teams are guaranteed, or since its own
     /// may have no more GPUs of that model. `None`: none.
     pub fn closed_to(&self, space: &Space, spec: &JobSpec) -> Option<NodeSet> {
@@ -404,31 +319,8 @@ impl Quotas {
                     .for_each(|(n, _)| close(n));
             }
         }
-        for cells in self.cells.iter().filter(|_| !spec.requeue) {
-            let allowed = self.allowance(cells, team);
-            if allowed >= (spec.nodes() + spec.spares) as usize {
-                continue;
-            }
-            let mut costly = self.costly(cells, team);
-            // It may enter so many of them: the first ones, so that what it takes is known, and
-            // rather those where nobody is than those where a team sits in its own.
-            let (mut open, by_use) =
-                (allowed, |used: bool| move |d: &usize| !cells.firm[*d].is_empty() == used);
-            for used in [false, true] {
-                let some = (0..costly.len()).filter(by_use(used));
-                let some: Vec<usize> = some.filter(|d| costly[*d]).take(open).collect();
-                open -= some.len();
-                some.into_iter().for_each(|d| costly[d] = false);
-            }
-            let level = &space.layout.trees[cells.tree].levels[cells.depth];
-            for (node, domain) in (0u32..).zip(&level.of) {
-                if *domain != NOWHERE
-                    && costly[*domain as usize]
-                    && self.mask(space, cells, node) != 0
-                {
-                    close(node);
-                }
-            }
+        if !spec.requeue {
+            self.close_cells(space, team, (spec.nodes() + spec.spares) as usize, &mut close);
         }
         closed
     }
@@ -496,29 +388,8 @@ impl Quotas {
                 change(&mut pool.firm[team], by);
             }
         }
-        if spec.requeue {
-            return;
-        }
-        for cells in &mut self.cells {
-            let level = &space.layout.trees[cells.tree].levels[cells.depth];
-            let masks = &self.pools[cells.pool].masks;
-            for t in taken {
-                let domain = level.of[t.node as usize];
-                if domain == NOWHERE
-                    || t.gpus & masks[usize::from(space.layout.kind[t.node as usize])] == 0
-                {
-                    continue;
-                }
-                let firm = &mut cells.firm[domain as usize];
-                if takes {
-                    *firm.entry(team).or_default() += 1;
-                } else if let Some(places) = firm.get_mut(&team) {
-                    *places -= 1;
-                    if *places == 0 {
-                        firm.remove(&team);
-                    }
-                }
-            }
+        if !spec.requeue {
+            self.count_cells(space, team, taken, takes);
         }
     }
 

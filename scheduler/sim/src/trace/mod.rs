@@ -60,6 +60,7 @@ pub use report::{
     ARRIVED, Arrived, LevelSpan, Packing, PolicyReport, Promises, Queueing, SizeClass, SpanReport,
     TraceReport, Waits, allocation_curve, waits_s,
 };
+pub use span::{Span, Tree};
 pub use workload::{BOUNDLESS, Job, Kind, Node, Request, WHOLE, Workload, typical};
 
 use tessera_model::Millis;
