@@ -18,7 +18,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tessera-scheduler", &["tessera-core", "tessera-model", "tessera-proto"]),
     ("tessera", &["tessera-model", "tessera-proto", "tessera-sim"]),
     ("tessera-tests", &["tessera-model", "tessera-proto"]),
-    ("tessera-benches", &["tessera-model", "tessera-proto", "tessera-tests"]),
+    (
+        "tessera-benches",
+        &["tessera-model", "tessera-proto", "tessera-core", "tessera-sim", "tessera-tests"],
+    ),
 ];
 
 /// All that the pure rooms may take from outside.

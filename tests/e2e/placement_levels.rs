@@ -56,8 +56,9 @@ fn a_gang_lies_inside_one_leaf_or_waits_for_one() {
         if job.reason.contains("leaf") { Ok(job.reason) } else { Err(job.reason) }
     });
     assert!(reason.contains("needs 2 nodes") && reason.contains("in one leaf"), "{reason}");
-    let hint = admin.explain_job(strict).hint.unwrap_or_default();
-    assert!(hint.contains("--within"), "what would start now: {hint}");
+    let tried = admin.explain_job(strict).counterfactuals;
+    let looser = tried.iter().find(|c| c.change.contains("--within"));
+    assert!(looser.is_some_and(|c| c.starts_at_unix_ms.is_some()), "what would start: {tried:?}");
 
     // Only preferred: across leaves at once. It has no time limit, nor have those in the way, so
     // the strict one holds no reservation yet.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tessera_model::{
-    AttemptId, Bytes, Epoch, GpuCondition, GpuId, Millis, NodeInventory, Refusal, SessionId,
-    TaskEnd, UnixIdentity, WHOLE_GPU,
+    ArrayTask, AttemptId, Bytes, Epoch, GpuCondition, GpuId, JobId, Millis, NodeInventory, Refusal,
+    SessionId, TaskEnd, UnixIdentity, WHOLE_GPU,
 };
 use tessera_proto::jobs::end_to_wire;
 use tessera_proto::nodes::{conditions_to_wire, inventory_to_wire};
@@ -105,6 +105,7 @@ fn prepare_from_wire(wire: v1::Prepare) -> Result<TaskOrder, Refusal> {
         ranks_of: wire.ranks_of,
         role: wire.role,
         checkpoint_file: wire.checkpoint_file,
+        array: wire.array_id.map(|id| ArrayTask { array: JobId(id), index: wire.array_index }),
         cpus_per_task: wire.cpus_per_task,
         memory: Bytes(wire.memory_bytes),
         argv: wire.argv,

@@ -115,6 +115,12 @@ fn own_names(
     if let Some(file) = &order.checkpoint_file {
         names.push(("TESSERA_CHECKPOINT_FILE", working_dir.join(file).display().to_string()));
     }
+    if let Some(task) = order.array {
+        names.push(("TESSERA_ARRAY_ID", task.array.to_string()));
+        names.push(("TESSERA_ARRAY_INDEX", task.index.to_string()));
+        names.push(("SLURM_ARRAY_JOB_ID", task.array.to_string()));
+        names.push(("SLURM_ARRAY_TASK_ID", task.index.to_string()));
+    }
     if order.is_share() {
         names.push(("TESSERA_GPU_SHARE", share(order.gpu_milli)));
         names.push(("TESSERA_GPU_SHARE_MODE", "cooperative".to_owned()));
@@ -146,7 +152,7 @@ fn short_form(ranks: &[u32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tessera_model::Millis;
+    use tessera_model::{ArrayTask, JobId, Millis};
 
     #[test]
     fn a_task_knows_who_and_where_it_is_and_a_job_cannot_change_that() {
@@ -202,6 +208,7 @@ mod tests {
         order.gpus.truncate(1);
         (order.gpus_per_node, order.gpu_milli) = (1, 250);
         order.checkpoint_file = Some("ckpt/latest".into());
+        order.array = Some(ArrayTask { array: JobId(812), index: 7 });
         assert_eq!(order.problem(), None);
         let told = |order: &TaskOrder| {
             environment(order, 4, &master, &account, Path::new("/data"), UnixMillis(0))
@@ -211,7 +218,9 @@ mod tests {
             TESSERA_ROLE=leader TESSERA_GPU_SHARE=0.25 TESSERA_GPU_SHARE_MODE=cooperative \
             CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25 CUDA_VISIBLE_DEVICES=GPU-1 \
             TESSERA_CHECKPOINT_FILE=/data/ckpt/latest SLURM_JOB_NODELIST=a,b,c SLURM_NNODES=3 \
-            SLURM_TASKS_PER_NODE=2(x2),1 SLURM_NTASKS=5 SLURMD_NODENAME=c";
+            SLURM_TASKS_PER_NODE=2(x2),1 SLURM_NTASKS=5 SLURMD_NODENAME=c \
+            TESSERA_ARRAY_ID=812 TESSERA_ARRAY_INDEX=7 SLURM_ARRAY_JOB_ID=812 \
+            SLURM_ARRAY_TASK_ID=7";
         for pair in want.split_whitespace() {
             let (name, value) = pair.split_once('=').unwrap();
             assert!(env.contains(&(name.into(), value.into())), "{pair} is not in {env:?}");

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use tessera_model::{AttemptId, Bytes, Epoch, GpuId, Millis, SessionId, UnixIdentity, WHOLE_GPU};
+use tessera_model::{
+    ArrayTask, AttemptId, Bytes, Epoch, GpuId, Millis, SessionId, UnixIdentity, WHOLE_GPU,
+};
 
 /// More ranks than this on one node is a mistake, not a job.
 pub const RANKS_MAX: u32 = 1024;
@@ -62,6 +64,8 @@ pub struct TaskOrder {
     /// of rank 0.
     #[serde(default)]
     pub checkpoint_file: Option<String>,
+    #[serde(default)]
+    pub array: Option<ArrayTask>,
 }
 
 fn whole_gpu() -> u32 {
@@ -276,6 +280,7 @@ pub(crate) mod tests {
             lapse_grace: Millis(1_000),
             time_limit: None,
             checkpoint_file: None,
+            array: None,
         }
     }
 
@@ -291,7 +296,7 @@ pub(crate) mod tests {
             OrderRecord { order: sample(), epoch: Epoch(3), master_port: 1, mark: "ab".into() };
         let mut old = serde_json::to_value(&record).unwrap();
         let order = old["order"].as_object_mut().unwrap();
-        for name in ["ranks_of", "role", "gpu_milli", "checkpoint_file"] {
+        for name in ["ranks_of", "role", "gpu_milli", "checkpoint_file", "array"] {
             assert!(order.remove(name).is_some(), "{name}");
         }
         std::fs::write(dir.path().join("order"), old.to_string()).unwrap();

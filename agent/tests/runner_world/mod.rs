@@ -193,6 +193,7 @@ impl World {
             lapse_grace: tessera_model::Millis(1_000),
             time_limit: None,
             checkpoint_file: None,
+            array: None,
         }
     }
 

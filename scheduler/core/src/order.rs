@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use tessera_model::{AttemptId, Gang, JobSpec, Lease, Millis, NodeId};
+use tessera_model::{ArrayTask, AttemptId, Gang, JobSpec, Lease, Millis, NodeId};
 
 use crate::cluster::Cluster;
 use crate::job_table::{Attempt, Phase};
@@ -20,6 +20,8 @@ pub enum Order {
         lease: Arc<Lease>,
         place: usize,
         part: Part,
+        /// Of which array it is, and which task of it.
+        array: Option<ArrayTask>,
         addresses: Vec<String>,
     },
     Commit {

@@ -136,6 +136,7 @@ impl Cluster {
             lease: Arc::clone(&attempt.lease),
             place,
             part: crate::order::Part::of(attempt, place),
+            array: self.jobs.get(attempt.lease.attempt.job).and_then(|j| j.array),
             addresses: attempt.lease.places.iter().map(address).collect(),
         })
     }

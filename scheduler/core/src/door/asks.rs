@@ -218,7 +218,7 @@ fn check_level(levels: &[&str], field: &str, level: &str) -> Checked {
         }
         (_, Some(near)) => format!("did you mean {near}?"),
         _ if levels.is_empty() => {
-            "there is no map of the network yet: `tessera topology load FILE`, or leave it out"
+            "there is no map of the network yet: `tessera topology load FILE`, or leave `--within` and the like out"
                 .to_owned()
         }
         _ => format!("there are: {}", levels.join(", ")),

@@ -82,7 +82,7 @@ pub fn report(wire: v1::Report, node: &NodeId) -> Result<Report, Refusal> {
 pub fn order(epoch: Epoch, settings: &Settings, order: Order) -> v1::Order {
     use v1::order::Order as Wire;
     let order = match order {
-        Order::Prepare { spec, lease, place, part, addresses } => {
+        Order::Prepare { spec, lease, place, part, array, addresses } => {
             let here = &lease.places[place];
             let gang = &part.shape;
             let node_rank = u32::try_from(place).unwrap_or(u32::MAX);
@@ -116,6 +116,8 @@ pub fn order(epoch: Epoch, settings: &Settings, order: Order) -> v1::Order {
                 gpu_milli: here.gpu_milli,
                 checkpoint_file: spec.checkpoint.as_ref().and_then(|c| c.file.clone()),
                 ranks_of: part.ranks_of,
+                array_id: array.map(|a| a.array.0),
+                array_index: array.map_or(0, |a| a.index),
             })
         }
         Order::Commit { attempt, master_addr, master_port } => Wire::Commit(v1::Commit {
@@ -278,6 +280,7 @@ mod tests {
             lease: Arc::new(lease),
             place: 1,
             part,
+            array: None,
             addresses: vec!["10.0.0.1".into(), "10.0.0.2".into()],
         };
         let settings =
