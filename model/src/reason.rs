@@ -31,6 +31,9 @@ pub enum WaitReason {
         job: JobId,
         /// `None`: the jobs in its way have no time limit, so its start has no date.
         at: Option<UnixMillis>,
+        /// The date was promised; otherwise it is only what things look like now.
+        #[serde(default)]
+        promised: bool,
     },
     /// Its last attempt failed to start; it waits before the next.
     BackingOff { until: UnixMillis },
@@ -57,7 +60,11 @@ pub enum WaitReason {
     /// It would fit, but not as near as it prefers; until then it waits for better.
     Patience { level: String, until: UnixMillis },
     /// Nodes are being freed for it.
-    MakingRoom { victims: Vec<JobId>, by: UnixMillis },
+    MakingRoom {
+        /// Empty: they have left, and what is kept for it is not all free yet.
+        victims: Vec<JobId>,
+        by: UnixMillis,
+    },
     /// It would fit but for a calendar reservation.
     Reserved { name: String, until: UnixMillis },
     /// The reservation it wants to run in has not begun, or is over.
@@ -91,10 +98,13 @@ impl fmt::Display for WaitReason {
                     (n, None) => write!(f, ", {n} free"),
                 }
             }
-            Self::HeldForReservation { job, at: Some(at) } => {
+            Self::HeldForReservation { job, at: Some(at), promised: true } => {
                 write!(f, "would delay job {job}, which is promised a start at {at}")
             }
-            Self::HeldForReservation { job, at: None } => {
+            Self::HeldForReservation { job, at: Some(at), promised: false } => {
+                write!(f, "would delay job {job}, which is to start at {at} as things stand")
+            }
+            Self::HeldForReservation { job, at: None, .. } => {
                 write!(f, "would delay job {job}, which has waited long and is next")
             }
             Self::BackingOff { until } => write!(f, "its last attempt failed, next try at {until}"),
@@ -114,7 +124,10 @@ impl fmt::Display for WaitReason {
                 write!(f, "waits for job {running} of the same name and user")
             }
             Self::Throttled { array, running } => {
-                write!(f, "waits while {running} tasks of array {array} run, as many as may")
+                write!(
+                    f,
+                    "waits while {running} tasks of array {array} run or go first, as many as may"
+                )
             }
             Self::OverQuota { team, gpu_model, held, limit } => {
                 let model = if gpu_model.is_empty() { "" } else { gpu_model };
@@ -131,10 +144,13 @@ impl fmt::Display for WaitReason {
             Self::Patience { level, until } => {
                 write!(f, "waits for a place in one {level} until {until}, then takes any")
             }
+            Self::MakingRoom { victims, by } if victims.is_empty() => {
+                write!(f, "starts when the GPUs that are kept for it are free, by {by}")
+            }
             Self::MakingRoom { victims, by } => {
                 let jobs: Vec<String> = victims.iter().map(JobId::to_string).collect();
-                let word = if jobs.len() == 1 { "job" } else { "jobs" };
-                write!(f, "starts when {word} {} have left, by {by}", jobs.join(", "))
+                let (word, have) = if jobs.len() == 1 { ("job", "has") } else { ("jobs", "have") };
+                write!(f, "starts when {word} {} {have} left, by {by}", jobs.join(", "))
             }
             Self::Reserved { name, until } => {
                 write!(f, "would fit but for the reservation {name}, until {until}")

@@ -8,7 +8,7 @@
 //! Bounds: the inbox holds [`INBOX_MAX`] messages; when it is full a request is refused with "try
 //! again", and an agent is cut off, whose next hello makes up for what was lost.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
@@ -18,7 +18,8 @@ use tessera_core::due::{self, Limits};
 use tessera_core::round::round;
 use tessera_core::{Cluster, Event, Order, Stamped, order};
 use tessera_model::{
-    Epoch, JobId, NodeId, Refusal, RefusalKind, Revision, SessionId, UnixMillis, WaitReason,
+    Epoch, JobId, NodeId, NodeState, Refusal, RefusalKind, Revision, SessionId, UnixMillis,
+    WaitReason,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -50,7 +51,7 @@ enum Message {
     Change(Change),
     Read(Look),
     Hello(Box<Hello>, mpsc::Sender<Order>, oneshot::Sender<Result<Epoch, Refusal>>),
-    Report(NodeId, SessionId, Report),
+    Report(NodeId, SessionId, Box<Report>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -148,7 +149,7 @@ impl Handle {
 
     /// What an agent reports. Refused only when the writer is overrun: the agent has to be cut off.
     pub fn report(&self, node: NodeId, session: SessionId, report: Report) -> Result<(), Refusal> {
-        self.send(Message::Report(node, session, report))
+        self.send(Message::Report(node, session, Box::new(report)))
     }
 
     /// Changes after each commit.
@@ -213,6 +214,7 @@ pub fn start(
         clock,
         cluster: cluster.restored(now),
         agents: HashMap::new(),
+        unheard: BTreeSet::new(),
         decision: Decision::default(),
         decide_at: Some(Instant::now()),
         violations: 0,
@@ -234,6 +236,9 @@ struct Writer {
     clock: Clock,
     cluster: Cluster,
     agents: HashMap<NodeId, Agent>,
+    /// Nodes that were up when the last reign ended, of which this one has not heard yet. They may
+    /// be dead by now, so nothing is decided until each has said hello or is known to be silent.
+    unheard: BTreeSet<NodeId>,
     decision: Decision,
     /// When to decide even though nothing has happened.
     decide_at: Option<Instant>,
@@ -355,7 +360,7 @@ impl Writer {
                 Ok(())
             }
             Message::Report(node, session, report) => {
-                let events = door::report(&mut self.cluster, now, &node, session, report);
+                let events = door::report(&mut self.cluster, now, &node, session, *report);
                 self.record_all(events, batch)
             }
             Message::Hello(hello, orders, reply) => {
@@ -374,6 +379,7 @@ impl Writer {
                     return Ok(());
                 }
                 self.outlive(hello.epoch, batch)?;
+                self.unheard.remove(&node);
                 self.record_all(greeting.events, batch)?;
                 for report in greeting.then {
                     let events = door::report(&mut self.cluster, now, &node, session, report);
@@ -403,12 +409,13 @@ impl Writer {
                 }
             }
             Message::Read(look) => batch.reads.push(look),
-            Message::Report(node, session, report @ Report::Heartbeat { .. }) => {
-                // A silent node stays so until its return can be written down.
-                door::report(&mut self.cluster, now, &node, session, report);
+            Message::Report(node, session, report) => {
+                // Agents say all else again in the hello that follows the recovery. A silent node
+                // stays so until its return can be written down.
+                if matches!(*report, Report::Heartbeat { .. }) {
+                    door::report(&mut self.cluster, now, &node, session, *report);
+                }
             }
-            // Agents say it again in the hello that follows the recovery.
-            Message::Report(..) => {}
             Message::Hello(.., reply) => {
                 // The agent may have gone away meanwhile.
                 let _ = reply.send(Err(disk_full()));
@@ -483,6 +490,12 @@ impl Writer {
     fn decide(&mut self, batch: &mut Batch) -> Result<(), StoreError> {
         self.decide_at = None;
         if self.full.is_some() {
+            return Ok(());
+        }
+        let nodes = &self.cluster.nodes;
+        self.unheard.retain(|n| nodes.get(n).is_some_and(|n| n.state == NodeState::Up));
+        if !self.unheard.is_empty() {
+            // The hello, or the silence, of the last of them is an event, which leads here again.
             return Ok(());
         }
         let now = self.clock.now(self.cluster.now);
@@ -588,6 +601,8 @@ impl Writer {
     }
 
     fn begin_reign(&mut self) -> Result<(), StoreError> {
+        let up = self.cluster.nodes.iter().filter(|(_, n)| n.state == NodeState::Up);
+        self.unheard = up.map(|(id, _)| id.clone()).collect();
         let epoch = Epoch(self.cluster.epoch.0 + 1);
         let mut batch = Batch::default();
         self.record(Event::EpochBegan { epoch }, &mut batch)?;

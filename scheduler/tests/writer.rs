@@ -311,3 +311,36 @@ async fn a_retired_node_leaves_the_table_that_others_read() {
     }
     assert_eq!(rows(), 0);
 }
+
+#[tokio::test]
+async fn a_new_reign_places_nothing_on_a_node_that_it_has_not_heard_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let handle = with_team(dir.path()).await;
+    let _orders = node_up(&handle, 7).await;
+    handle.stop().await;
+    let handle = start(dir.path());
+    let job = submit(&handle, spec(2), "").await.unwrap().job;
+    let state = |v: &writer::View<'_>| v.cluster.jobs.get(JobId(1)).unwrap().state;
+    assert_eq!(handle.read(state).await.unwrap(), JobState::Pending);
+    let mut orders = node_up(&handle, 8).await;
+    let Some(Order::Prepare { lease, .. }) = orders.recv().await else { panic!("no prepare") };
+    assert_eq!(lease.attempt.job, job);
+}
+
+#[tokio::test]
+async fn a_node_that_died_with_the_last_reign_holds_a_new_one_up_only_until_it_is_silent() {
+    let dir = tempfile::tempdir().unwrap();
+    let handle = with_team(dir.path()).await;
+    let _orders = node_up(&handle, 7).await;
+    handle.stop().await;
+    let limits = Limits { silent: Millis(1), ..Limits::default() };
+    let handle = writer::start(Store::open(dir.path()).unwrap(), limits).unwrap().0;
+    let job = submit(&handle, spec(2), "").await.unwrap().job;
+    // Decided: there is a reason, and the dead node got nothing.
+    let mut changed = handle.watch();
+    while handle.read(move |v| !v.waits.contains_key(&job)).await.unwrap() {
+        changed.changed().await.unwrap();
+    }
+    let state = handle.read(move |v| v.cluster.jobs.get(job).unwrap().state).await.unwrap();
+    assert_eq!(state, JobState::Pending);
+}

@@ -143,11 +143,10 @@ impl Cluster {
         self.end_doomed();
     }
 
-    /// Jobs whose dependency can never be met end at once: others may be waiting for their end.
+    /// Jobs that can never start end at once: others may be waiting for their end.
     fn end_doomed(&mut self) {
-        while let Some((id, on)) = self.jobs.take_doomed() {
+        while let Some((id, outcome)) = self.jobs.take_doomed() {
             if self.jobs.get(id).is_some_and(|j| j.state == JobState::Pending) {
-                let outcome = crate::queue::waiting::never_words(&on);
                 self.end_job(id, JobState::Cancelled, None, outcome);
             }
         }

@@ -119,6 +119,9 @@ struct Shape<'a> {
     min_nodes: Option<u32>,
 }
 
+/// What decides whether a plan can be found: shape, ground, tier, team and time limit.
+type NoPlan = (usize, usize, Tier, TeamId, Option<Millis>);
+
 /// One walk through the queue.
 #[derive(Clone)]
 pub(crate) struct Pass<'a> {
@@ -154,9 +157,10 @@ pub(crate) struct Pass<'a> {
     emptied: Option<Arc<Space>>,
     /// Whether others may be asked to leave.
     may_preempt: bool,
-    /// Plans looked for so far, and questions to which there was none.
+    /// Plans carried out so far, searches for one, and questions to which there was none.
     plans: u32,
-    no_plan: HashSet<(usize, usize, Tier, TeamId)>,
+    searches: u32,
+    no_plan: HashSet<NoPlan>,
     /// The tier whose kept places are in force; those of lower ones give way.
     tier: Option<Tier>,
     /// Nodes that this pass keeps for those others leave for; closed to all that come after.
@@ -187,6 +191,7 @@ impl<'a> Pass<'a> {
             emptied: None,
             may_preempt: true,
             plans: 0,
+            searches: 0,
             no_plan: HashSet::new(),
             tier: None,
             held: NodeSet::new(snapshot.space.len()),
@@ -214,6 +219,8 @@ impl<'a> Pass<'a> {
         }
         self.clear_the_way();
         self.report_slots();
+        // What is kept on nodes of one that does not end is looked at again then.
+        snapshot.running.iter().filter_map(|r| r.overdue_at).for_each(|at| self.wake_at(at));
         for closure in &snapshot.closures {
             self.wake_at(closure.from);
             closure.until.into_iter().for_each(|until| self.wake_at(until));
@@ -225,14 +232,14 @@ impl<'a> Pass<'a> {
         self.enter(job.tier());
         let now = self.snapshot.now;
         if let Some(until) = job.not_before.filter(|t| *t > now) {
-            self.withdraw(job.job);
+            self.withdraw(job.job, PromiseCause::LostCapacity);
             self.wake_at(until);
             return Err(WaitReason::BackingOff { until });
         }
         let ground = self.ground(job, now, job.ends(now))?;
         let mask = self.mask(job, job.ends(now));
         if let Some(reason) = self.over_quota(job, mask) {
-            self.withdraw(job.job);
+            self.withdraw(job.job, PromiseCause::OverQuota);
             return Err(reason);
         }
         let shape = self.shape(job);
@@ -246,7 +253,7 @@ impl<'a> Pass<'a> {
         match outcome {
             Ok(placed) => {
                 if let Some(reason) = self.over_quota_at(job, mask, &placed) {
-                    self.withdraw(job.job);
+                    self.withdraw(job.job, PromiseCause::OverQuota);
                     return Err(reason);
                 }
                 self.start(job, &placed);
@@ -257,7 +264,7 @@ impl<'a> Pass<'a> {
                     self.reasons.insert(alike, reason.clone());
                 }
                 if matches!(reason, WaitReason::Infeasible { .. }) {
-                    self.withdraw(job.job);
+                    self.withdraw(job.job, PromiseCause::LostCapacity);
                     return Err(reason);
                 }
                 if let Some(making_room) = self.make_room(job, shape, ground, &reason) {

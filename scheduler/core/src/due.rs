@@ -57,6 +57,11 @@ pub fn due(cluster: &Cluster, now: UnixMillis, limits: &Limits) -> Vec<Event> {
                 let limit = attempt.deadline().is_some_and(|d| d <= now);
                 left.or(limit.then_some(StopWhy::TimeLimit))
             }
+            // The last that had not said so may have ended, or given all back, instead.
+            Phase::Committed { .. } if attempt.all_started() => {
+                events.push(Event::AttemptRunning { attempt: *id });
+                None
+            }
             Phase::Preparing | Phase::Committed { .. }
                 // After a restart, agents get as long again to say what they have started.
                 if now.since(attempt.granted_at.max(cluster.epoch_at)) > limits.launch =>

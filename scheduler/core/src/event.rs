@@ -294,6 +294,8 @@ pub enum PromiseCause {
     LostCapacity,
     /// A job of a higher tier, or one with an older claim, went before.
     Overtaken,
+    /// Its team may not hold so much any more.
+    OverQuota,
     /// Its owner or an operator changed it.
     Changed,
     /// It started, was cancelled, or no date can be given any more.

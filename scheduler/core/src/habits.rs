@@ -17,6 +17,8 @@ const FORGETS_AT: u32 = 1_000;
 const ENOUGH: u32 = 5;
 /// Kinds of jobs known by name; further names are counted with their project only.
 const NAMES_MAX: usize = 10_000;
+/// Names and projects in all; of further projects nothing is known.
+const KINDS_MAX: usize = 2 * NAMES_MAX;
 
 /// Work that may be lost in a day, in all, by jobs that are moved to make room for a larger gang:
 /// 24 GPU-hours.
@@ -46,10 +48,15 @@ impl Habits {
         let part = usize::try_from(part).unwrap_or(PARTS).min(PARTS - 1);
         let project = project(spec);
         let name = format!("{project}/{}", spec.name);
-        if self.lengths.contains_key(&name) || self.lengths.len() < NAMES_MAX {
-            self.lengths.entry(name).or_default().count(part);
+        self.count(name, part, NAMES_MAX);
+        self.count(project, part, KINDS_MAX);
+    }
+
+    /// A kind that is not known yet is counted only while fewer than `most` are.
+    fn count(&mut self, kind: String, part: usize, most: usize) {
+        if self.lengths.contains_key(&kind) || self.lengths.len() < most {
+            self.lengths.entry(kind).or_default().count(part);
         }
-        self.lengths.entry(project).or_default().count(part);
     }
 
     /// How long a job that has run for `elapsed` runs in all, in so many percent of cases at most.
@@ -149,6 +156,17 @@ mod tests {
         (0..999).for_each(|_| known.count(1));
         assert_eq!(known.quantile(0, 50), Some(1));
         assert!(known.parts.iter().sum::<u32>() < FORGETS_AT);
+    }
+
+    #[test]
+    fn what_is_known_of_kinds_is_bounded() {
+        let mut habits = Habits::default();
+        for i in 0..=KINDS_MAX {
+            habits.count(i.to_string(), 3, KINDS_MAX);
+        }
+        assert_eq!(habits.lengths.len(), KINDS_MAX);
+        habits.count("0".to_owned(), 3, NAMES_MAX);
+        assert_eq!(habits.lengths["0"].parts[3], 2, "what is known goes on");
     }
 
     #[test]

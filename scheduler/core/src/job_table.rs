@@ -84,6 +84,9 @@ pub struct Attempt {
     /// The first task that did not end well; it decides the job's exit code.
     pub first_failure: Option<(u32, TaskEnd)>,
     pub stop: Option<StopWhy>,
+    /// Since when what it holds should come back: it was told to stop, or has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopping_since: Option<UnixMillis>,
     pub leave: Option<Leave>,
     /// When its work was last known to be safe.
     pub checkpoint_at: Option<UnixMillis>,
@@ -129,6 +132,11 @@ impl Attempt {
         self.started.contains(node)
             || self.released.contains(node)
             || self.place(node).is_some_and(ended)
+    }
+
+    /// Every node has started its tasks.
+    pub fn all_started(&self) -> bool {
+        self.lease.places.iter().all(|p| self.has_started(&p.node))
     }
 
     /// The shape of place `index`; spares have the first role's.
@@ -359,12 +367,6 @@ impl JobTable {
         self.waiting.gates.parked()
     }
 
-    /// All waiting jobs: those in the order, then the parked.
-    pub fn queue(&self) -> impl Iterator<Item = &Job> {
-        let order = self.in_order(self.waiting.now());
-        order.chain(self.parked()).filter_map(|id| self.jobs.get(&id))
-    }
-
     /// What keeps a waiting job out of the order.
     pub fn gate_reason(&self, job: &Job) -> Option<WaitReason> {
         self.waiting.gates.reason(job).or_else(|| self.waiting.gates.may_start(job))
@@ -409,8 +411,8 @@ impl JobTable {
         self.fair.account(team, self.waiting.order.teams(), self.waiting.now())
     }
 
-    /// Takes the next job that can never start, with the dependency that cannot be met.
-    pub fn take_doomed(&mut self) -> Option<(JobId, Dependency)> {
+    /// Takes the next job that can never start, with the reason in words.
+    pub fn take_doomed(&mut self) -> Option<(JobId, String)> {
         self.waiting.take_doomed()
     }
 

@@ -183,6 +183,7 @@ mod tests {
             released: BTreeSet::new(),
             first_failure: None,
             stop: None,
+            stopping_since: None,
             leave: None,
             checkpoint_at: None,
             settled: false,

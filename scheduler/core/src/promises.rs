@@ -149,6 +149,7 @@ fn word(cause: PromiseCause) -> &'static str {
         PromiseCause::Earlier => "earlier",
         PromiseCause::LostCapacity => "lost_capacity",
         PromiseCause::Overtaken => "overtaken",
+        PromiseCause::OverQuota => "over_quota",
         PromiseCause::Changed => "changed",
         PromiseCause::Over => "over",
     }

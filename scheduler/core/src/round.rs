@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::placement::{Placed, Space};
 use crate::queue;
 use crate::snapshot::Snapshot;
-use crate::verify::verify;
+use crate::verify::{Holdings, verify_with};
 
 /// Decides, and carries it out: promises, leases, and last the nodes kept for those others leave for,
 /// since what starts in the same round may stand on them.
@@ -35,7 +35,7 @@ pub fn round<E>(
         let (slot, eta) = (promised.slot.clone(), promised.eta);
         record(cluster, Event::PromiseMade { job, at, cause, slot, eta })?;
     }
-    let mut started = Vec::new();
+    let (mut started, mut held) = (Vec::new(), Holdings::default());
     for start in std::mem::take(&mut decision.start) {
         // What has started a moment ago may close the gate: two of a name, tasks of one array.
         let job = cluster.jobs.get(start.job).filter(|j| j.state == JobState::Pending);
@@ -45,8 +45,9 @@ pub fn round<E>(
             continue;
         }
         let (lease, certificate) = granted(cluster, &snapshot, start.job, &start.placed);
-        match verify(cluster, &lease, now) {
+        match verify_with(cluster, &mut held, &lease, now) {
             Ok(()) => {
+                held.granted(cluster, &job.spec, &lease);
                 record(cluster, Event::LeaseGranted { lease, certificate })?;
                 started.push(start);
             }

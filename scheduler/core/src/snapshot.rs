@@ -23,6 +23,8 @@ use crate::placement::packing::Mix;
 use crate::placement::space::Layout;
 use crate::placement::{Space, Taken};
 use crate::promises::{Promise, Slot};
+use crate::queue::Quotas;
+use crate::queue::surplus::Surplus;
 
 /// From the end of a job's time, or of its notice, until its GPUs are back: the grace between
 /// SIGTERM and SIGKILL, and a few beats.
@@ -31,6 +33,8 @@ pub const ENDS_WITHIN: Millis = Millis(STOP_GRACE.0 + 5_000);
 pub const BEGINS_WITHIN: Millis = Millis::from_secs(60);
 /// The longest notice a job gets before it has to leave.
 pub const NOTICE_MAX: Millis = Millis::from_secs(600);
+/// Waiting jobs among which those for [`Snapshot::queue`] are chosen, where teams have quotas.
+const SEEN: usize = 4 * DEPTH;
 /// After so long, what should have ended is not taken to end at any moment any more.
 const OVERDUE: Millis = Millis::from_secs(60);
 
@@ -50,7 +54,7 @@ pub struct Snapshot {
     pub closures: Vec<Closure>,
     /// Places and dates that were promised.
     pub slots: Vec<(JobId, Arc<Slot>)>,
-    pub quotas: crate::queue::Quotas,
+    pub quotas: Quotas,
     pub habits: Arc<Habits>,
     /// What single-node jobs to come are expected to ask for.
     pub mix: Arc<Mix>,
@@ -83,6 +87,8 @@ pub struct Running {
     pub started: Option<UnixMillis>,
     /// When everything it holds is back at the latest; `None`: at no known time.
     pub ends_at: Option<UnixMillis>,
+    /// Of one that is being stopped: from when on it is not taken to end at any moment any more.
+    pub overdue_at: Option<UnixMillis>,
     /// When its work was last known to be safe.
     pub checkpoint_at: Option<UnixMillis>,
     /// GPU-milliseconds of work that are lost if it has to leave now.
@@ -142,11 +148,11 @@ impl Snapshot {
         let running: Vec<Running> =
             cluster.jobs.attempts.values().map(|a| running(cluster, a, now)).collect();
         let held = running.iter().map(|r| (&*r.spec, &*r.taken));
-        let quotas = crate::queue::Quotas::of(cluster, &space, held);
+        let quotas = Quotas::of(cluster, &space, held);
         Self {
             now,
             revision: cluster.revision,
-            queue: queue(cluster, now),
+            queue: queue(cluster, now, &quotas),
             waiting: cluster.jobs.queue_len(),
             running,
             closures: holds.chain(windows).collect(),
@@ -161,12 +167,19 @@ impl Snapshot {
 
 /// Who waits, in the order of their claims. A promise goes before the order among jobs of a tier,
 /// since the order may change and a promise must not.
-fn queue(cluster: &Cluster, now: UnixMillis) -> Vec<Pending> {
+fn queue(cluster: &Cluster, now: UnixMillis, quotas: &Quotas) -> Vec<Pending> {
     let promised = cluster.promises.slots.keys().filter_map(|id| cluster.jobs.get(*id));
     let promised = promised
         .filter(|j| j.state == JobState::Pending && crate::queue::gate(cluster, j).is_none());
     let order = cluster.jobs.in_order(now).filter_map(|id| cluster.jobs.get(id));
-    let others = order.filter(|j| !cluster.promises.slots.contains_key(&j.id)).take(DEPTH);
+    // Where not all are looked at anyway, those that their teams may not start leave room for others.
+    let mut surplus = (cluster.jobs.eligible_len() > DEPTH).then(|| Surplus::new(quotas));
+    let looked_at = if quotas.is_empty() { usize::MAX } else { SEEN };
+    let others = order
+        .take(looked_at)
+        .filter(|j| !cluster.promises.slots.contains_key(&j.id))
+        .filter(|j| surplus.as_mut().is_none_or(|s| s.lets_in(&j.spec)))
+        .take(DEPTH);
     let mut queue: Vec<Pending> = promised.chain(others).map(Pending::of).collect();
     let claim = |p: &Pending| p.promise.filter(|_| cluster.promises.slots.contains_key(&p.job));
     // Stable: what compares equal stays in the queue's order.
@@ -180,6 +193,10 @@ fn queue(cluster: &Cluster, now: UnixMillis) -> Vec<Pending> {
 fn running(cluster: &Cluster, attempt: &Attempt, now: UnixMillis) -> Running {
     let id = attempt.lease.attempt;
     let stopping = attempt.settled || attempt.stop.is_some() || attempt.phase == Phase::Stopping;
+    let overdue_at = attempt
+        .stopping_since
+        .map(|since| since.plus(ENDS_WITHIN).plus(OVERDUE))
+        .filter(|_| stopping);
     let limit = attempt.deadline();
     let leaves = attempt.leave.as_ref().map(|l| l.deadline);
     let ends_at = if stopping {
@@ -187,8 +204,10 @@ fn running(cluster: &Cluster, attempt: &Attempt, now: UnixMillis) -> Running {
             cluster.nodes.get(&p.node).is_some_and(|n| n.state == NodeState::Up)
         };
         let mut left = attempt.lease.places.iter().filter(|p| !attempt.released.contains(&p.node));
-        // At any moment; or, on a node that says nothing, nobody knows when.
-        left.all(|p| reachable(&p)).then_some(now)
+        // At any moment; or, on a node that says nothing, or that has not managed to stop it in all
+        // this time, nobody knows when.
+        let in_time = overdue_at.is_none_or(|at| now < at);
+        (in_time && left.all(|p| reachable(&p))).then_some(now)
     } else {
         let end = limit.into_iter().chain(leaves).min().map(|end| end.plus(ENDS_WITHIN));
         let end = match attempt.running_since {
@@ -204,6 +223,7 @@ fn running(cluster: &Cluster, attempt: &Attempt, now: UnixMillis) -> Running {
         taken: cluster.taken_by(id),
         started: attempt.running_since,
         ends_at,
+        overdue_at,
         checkpoint_at: attempt.checkpoint_at,
         cost: attempt.lost_if_stopped(now),
         leaving: stopping || attempt.leave.is_some(),

@@ -15,6 +15,8 @@ use tessera_model::{Gang, JobState, Lease, NodeState, Place, UnixMillis, WHOLE_G
 use crate::cluster::Cluster;
 use crate::job_table::Job;
 
+pub(crate) use rights::Holdings;
+
 /// What is wrong with a lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the placement of attempt {attempt} breaks its request: {what}")]
@@ -25,10 +27,26 @@ pub struct Violation {
 
 /// Accepts a lease that could be granted now, or says which part of the request it breaks.
 pub fn verify(cluster: &Cluster, lease: &Lease, now: UnixMillis) -> Result<(), Violation> {
-    check(cluster, lease, now).map_err(|what| Violation { attempt: lease.attempt, what })
+    verify_with(cluster, &mut Holdings::default(), lease, now)
 }
 
-fn check(cluster: &Cluster, lease: &Lease, now: UnixMillis) -> Result<(), String> {
+/// The same for one lease of many. `held` is empty at first; of each lease that was accepted and
+/// granted it has to be told by [`Holdings::granted`], and nothing else may change meanwhile.
+pub(crate) fn verify_with(
+    cluster: &Cluster,
+    held: &mut Holdings,
+    lease: &Lease,
+    now: UnixMillis,
+) -> Result<(), Violation> {
+    check(cluster, held, lease, now).map_err(|what| Violation { attempt: lease.attempt, what })
+}
+
+fn check(
+    cluster: &Cluster,
+    held: &mut Holdings,
+    lease: &Lease,
+    now: UnixMillis,
+) -> Result<(), String> {
     let Some(job) = cluster.jobs.get(lease.attempt.job) else {
         return Err("the job does not exist".to_owned());
     };
@@ -50,7 +68,7 @@ fn check(cluster: &Cluster, lease: &Lease, now: UnixMillis) -> Result<(), String
         node_has_it(cluster, place, gang)?;
     }
     shape::check(cluster, job, lease)?;
-    rights::check(cluster, job, lease, now)
+    rights::check(cluster, held, job, lease, now)
 }
 
 /// The shape each place has to have: first role, further roles, spares.

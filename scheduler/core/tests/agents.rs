@@ -272,6 +272,29 @@ fn a_node_that_burnt_down_is_retired_and_its_job_is_over() {
 }
 
 #[test]
+fn a_gang_whose_last_node_only_said_that_its_tasks_have_ended_runs() {
+    let mut story = Story::with_nodes(2, 2);
+    story.submit(spec(2, 2));
+    story.decide();
+    let id = attempt(1, 1);
+    for i in 0..2 {
+        report(&mut story, i, u64::from(i) + 1, Report::Prepared { attempt: id, master_port: 1 });
+    }
+    report(&mut story, 0, 1, Report::Started { attempt: id });
+    let limits = Limits::default();
+    assert_eq!(due(&story.cluster, story.now, &limits), [], "one is missing");
+    let end = TaskEnd::Exited { code: 0 };
+    report(&mut story, 1, 2, Report::TaskEnded { attempt: id, rank: 1, end });
+    let events = due(&story.cluster, story.now, &limits);
+    assert_eq!(events, [Event::AttemptRunning { attempt: id }]);
+    events.into_iter().for_each(|e| story.push(e));
+    assert_eq!(state(&story), JobState::Running);
+    story.pass(limits.launch);
+    let silent = Limits { silent: Millis::DAY, ..limits };
+    assert_eq!(due(&story.cluster, story.now, &silent), []);
+}
+
+#[test]
 fn a_task_that_ended_before_a_restart_counts_as_started() {
     let mut story = Story::with_nodes(2, 2);
     story.submit(spec(2, 2));

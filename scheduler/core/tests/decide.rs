@@ -10,8 +10,8 @@ use tessera_core::decide::{Decision, HOLD_AFTER, RESERVATIONS, decide};
 use tessera_core::event::{Event, WriteOffWhy};
 use tessera_core::snapshot::{BEGINS_WITHIN, ENDS_WITHIN, Snapshot};
 use tessera_model::{
-    Hold, JobId, JobSpec, JobState, Millis, NodeId, Placement, Reservation, Slice, Strength,
-    Target, TaskEnd, TeamId, UnixMillis, UserId, WaitReason, Within,
+    Hold, JobId, JobSpec, JobState, Millis, NodeId, Placement, Quota, Reservation, Slice, Strength,
+    Target, TaskEnd, TeamId, TeamShare, UnixMillis, UserId, WaitReason, Within,
 };
 
 fn decided(story: &Story) -> Decision {
@@ -64,7 +64,10 @@ fn who_would_delay_a_kept_place_is_told_whose() {
     let gang = story.submit(limited(2, 8, 10));
     let endless = story.submit(spec(1, 8));
     let at = Some(out(&story, minutes(60)));
-    assert_eq!(story.wait_of(endless), Some(WaitReason::HeldForReservation { job: gang, at }));
+    assert_eq!(
+        story.wait_of(endless),
+        Some(WaitReason::HeldForReservation { job: gang, at, promised: false })
+    );
     assert_eq!(story.decide(), []);
 }
 
@@ -136,7 +139,7 @@ fn without_a_date_nodes_are_held_only_after_a_while() {
     story.pass(HOLD_AFTER);
     assert_eq!(kept(&story, gang), Some((None, nodes("n0 n1"))));
     let endless = story.submit(spec(1, 8));
-    let held = WaitReason::HeldForReservation { job: gang, at: None };
+    let held = WaitReason::HeldForReservation { job: gang, at: None, promised: false };
     assert_eq!(story.wait_of(endless), Some(held));
 }
 
@@ -356,4 +359,35 @@ fn every_job_has_a_reason() {
     let decision = decided(&story);
     assert!(jobs.iter().all(|j| decision.wait.contains_key(j)));
     let _ = Placement::default();
+}
+
+/// Nothing but its team's quota is in the way of the whole size.
+#[test]
+fn an_elastic_job_makes_do_with_what_its_team_may_have() {
+    for (limit, starts) in [(64, 8), (32, 4), (20, 2)] {
+        let mut story = Story::with_nodes(8, 8);
+        limit_of(&mut story, limit);
+        let job = story.submit(JobSpec { min_nodes: Some(2), ..spec(8, 8) });
+        assert_eq!(story.decide(), [job]);
+        let lease = &story.cluster.jobs.attempts[&story.attempt_of(job)].lease;
+        assert_eq!(lease.nodes, starts, "limit {limit}");
+    }
+    let mut story = Story::with_nodes(8, 8);
+    limit_of(&mut story, 15);
+    let job = story.submit(JobSpec { min_nodes: Some(2), ..spec(8, 8) });
+    assert_eq!(story.decide(), []);
+    assert!(matches!(story.wait_of(job), Some(WaitReason::OverQuota { limit: 15, .. })));
+}
+
+fn limit_of(story: &mut Story, limit: u32) {
+    let (team, by) = (TeamId::parse("nlp").unwrap(), UserId::parse("root").unwrap());
+    story.push(Event::TeamCreated {
+        team: team.clone(),
+        description: String::new(),
+        by: by.clone(),
+    });
+    let quota =
+        Quota { gpu_model: "h100".to_owned(), guaranteed: 0, limit: Some(limit), cell: None };
+    let share = TeamShare { quotas: vec![quota], ..TeamShare::default() };
+    story.push(Event::TeamShared { team, share, by });
 }

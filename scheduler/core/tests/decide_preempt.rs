@@ -283,6 +283,56 @@ fn an_elastic_job_shrinks_before_another_is_stopped() {
     assert_eq!(story.cluster.jobs.get(cheap).unwrap().state, JobState::Running);
 }
 
+/// What it can do without is not enough, so all of it goes.
+#[test]
+fn an_elastic_job_that_cannot_shrink_far_enough_is_stopped_whole() {
+    let mut story = Story::with_nodes(8, 8);
+    let elastic = JobSpec { requeue: true, min_nodes: Some(4), ..spec(8, 8) };
+    let elastic = story.start(elastic);
+    story.pass(minutes(10));
+    let job = story.submit(tier(Tier::Urgent, spec(8, 8)));
+    let round = story.round();
+    assert_eq!(victims(&round.leave), [elastic]);
+    assert_eq!(round.leave[0].why, LeaveWhy::Preempted { by: job });
+    let_go(&mut story, &[elastic]);
+    assert_eq!(story.decide(), [job]);
+}
+
+/// Plans that come to nothing do not use up the plans of those behind.
+#[test]
+fn who_finds_no_plan_leaves_the_others_theirs() {
+    let mut story = Story::with_nodes(2, 8);
+    let mut stuck = JobSpec { requeue: true, ..tier(Tier::Urgent, spec(1, 8)) };
+    stuck.checkpoint =
+        Some(CheckpointPlan { migratable: true, ..plan(Millis(0), Millis(0)).unwrap() });
+    let stuck = story.start(stuck);
+    story.node_up(2, 0, 3, 4);
+    let pinned = |mut spec: JobSpec| {
+        spec.placement.only = std::collections::BTreeSet::from([common::node_id("n2")]);
+        spec
+    };
+    let lower = story.start(pinned(JobSpec { requeue: true, ..spec(1, 4) }));
+    story.pass(minutes(5));
+    let attempt = story.attempt_of(stuck);
+    story.push(Event::CheckpointReported { attempt });
+    // Each would fit if the one moved, which has nowhere to go.
+    for cpus in 1..=12 {
+        let mut gang = tier(Tier::Urgent, spec(2, 8));
+        gang.gang.cpus_per_task = cpus;
+        story.submit(gang);
+    }
+    let last = story.submit(pinned(tier(Tier::Urgent, spec(1, 4))));
+    let round = story.round();
+    assert_eq!(victims(&round.leave), [lower]);
+    assert_eq!(round.leave[0].why, LeaveWhy::Preempted { by: last });
+}
+
+#[test]
+fn what_is_waited_for_when_all_have_left_is_said() {
+    let none = WaitReason::MakingRoom { victims: Vec::new(), by: Story::default().now };
+    assert!(none.to_string().starts_with("starts when the GPUs that are kept for it are free, by"));
+}
+
 fn share(story: &mut Story, name: &str, guaranteed: u32) {
     let (team, by) = (TeamId::parse(name).unwrap(), UserId::parse("root").unwrap());
     let description = String::new();
@@ -351,12 +401,18 @@ fn a_job_moves_aside_right_after_its_checkpoint() {
     let round = story.round();
     assert_eq!(victims(&round.leave), [movable]);
     assert_eq!(round.leave[0].why, LeaveWhy::Moved { by: gang });
+    // Where it goes on is kept for it, so that nobody else takes it meanwhile.
+    let there = story.cluster.holds[&movable].nodes.iter().map(|n| n.as_str());
+    assert_eq!(there.collect::<Vec<_>>(), ["n3"]);
+    let other = story.submit(spec(1, 8));
+    assert_eq!(story.decide(), []);
     let_go(&mut story, &[movable]);
     let mut started = story.decide();
     started.sort();
     assert_eq!(started, [movable, gang]);
     assert_eq!(story.nodes_of(movable), "n3");
     assert_eq!(story.nodes_of(gang), "n0 n1");
+    assert_eq!(story.cluster.jobs.get(other).unwrap().state, JobState::Pending);
     let _ = stays;
 }
 

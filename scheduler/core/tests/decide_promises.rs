@@ -7,14 +7,17 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use common::{Story, cases, limited, minutes, node_id, spec};
 use proptest::prelude::*;
 use tessera_core::decide::PROMISE_AT_PERCENT;
-use tessera_core::event::{Event, PromiseCause};
+use tessera_core::event::{Event, PromiseCause, StopWhy};
+use tessera_core::promises::{Slot, SlotPlace};
+use tessera_core::snapshot::ENDS_WITHIN;
 use tessera_model::{
-    Cordon, JobChange, JobId, JobSpec, JobState, Millis, Strength, TaskEnd, Tier, UnixMillis,
-    UserId, Within,
+    Cordon, JobChange, JobId, JobSpec, JobState, Millis, Quota, Strength, TaskEnd, TeamId,
+    TeamShare, Tier, UnixMillis, UserId, WaitReason, Within,
 };
 
 fn urgent(spec: JobSpec) -> JobSpec {
@@ -86,6 +89,74 @@ fn a_lost_node_moves_a_promise_and_says_so() {
     assert_eq!(story.cluster.promises.later, BTreeMap::from([("lost_capacity".to_owned(), 1)]));
 }
 
+/// What was told to stop is expected back at any moment, but not for ever.
+#[test]
+fn a_node_on_which_nothing_stops_moves_a_promise_and_says_so() {
+    let (mut story, gang, [short, long]) = promised();
+    story.pass(minutes(1));
+    story.end(long, TaskEnd::Exited { code: 0 });
+    let attempt = story.attempt_of(short);
+    story.push(Event::AttemptStopping { attempt, why: StopWhy::TimeLimit });
+    let before = promises(&story).len();
+    let wake = story.round().wake.unwrap();
+    let overdue = story.now.plus(ENDS_WITHIN).plus(minutes(1));
+    assert!(wake <= overdue);
+    assert!(promises(&story)[before..].iter().all(|p| p.2 == PromiseCause::Earlier));
+    story.now = overdue;
+    story.round();
+    let (job, at, cause) = *promises(&story).last().unwrap();
+    assert_eq!((job, at, cause), (gang, None, PromiseCause::LostCapacity));
+}
+
+#[test]
+fn a_promise_that_the_quota_forbids_is_withdrawn_for_that() {
+    let (mut story, gang, _) = promised();
+    let (team, by) = (TeamId::parse("nlp").unwrap(), UserId::parse("root").unwrap());
+    let description = String::new();
+    story.push(Event::TeamCreated { team: team.clone(), description, by: by.clone() });
+    let quota = Quota { gpu_model: "h100".to_owned(), guaranteed: 0, limit: Some(16), cell: None };
+    let share = TeamShare { quotas: vec![quota], ..TeamShare::default() };
+    story.push(Event::TeamShared { team, share, by });
+    story.round();
+    assert_eq!(promises(&story)[1], (gang, None, PromiseCause::OverQuota));
+    assert_eq!(story.cluster.promises.later, BTreeMap::from([("over_quota".to_owned(), 1)]));
+}
+
+#[test]
+fn who_would_delay_a_promised_start_is_told_so() {
+    let (mut story, gang, [short, _]) = promised();
+    story.end(short, TaskEnd::Exited { code: 0 });
+    let endless = story.submit(urgent(spec(1, 8)));
+    let why = story.wait_of(endless).unwrap();
+    let WaitReason::HeldForReservation { job, promised, .. } = why else { panic!("{why}") };
+    assert_eq!((job, promised), (gang, true));
+    assert!(why.to_string().contains("which is promised a start at"), "{why}");
+}
+
+/// More promises than places can be told apart: those behind lose theirs, and it is said.
+#[test]
+fn so_many_places_are_kept_and_no_more() {
+    let mut story = Story::with_nodes(70, 1);
+    for _ in 0..70 {
+        story.submit(limited(1, 1, 60));
+    }
+    let running = story.decide();
+    assert_eq!(running.len(), 70);
+    running.iter().for_each(|job| story.run(*job));
+    let at = story.now.plus(minutes(120));
+    for i in 0..70 {
+        let job = story.submit(limited(1, 1, 60));
+        let places = vec![SlotPlace { node: node_id(&format!("n{i}")), gpus: 1 }];
+        let slot = Arc::new(Slot { at, until: Some(at.plus(minutes(62))), nodes: 1, places });
+        let cause = PromiseCause::Reserved;
+        story.push(Event::PromiseMade { job, at: Some(at), cause, slot: Some(slot), eta: None });
+    }
+    let decision = story.round();
+    assert_eq!(decision.reservations.len(), 63);
+    let lost = decision.promises.iter().filter(|p| p.at.is_none()).count();
+    assert_eq!(lost, 7);
+}
+
 #[test]
 fn the_same_date_on_other_nodes_is_the_same_promise() {
     let mut story = Story::with_nodes(3, 8);
@@ -132,8 +203,15 @@ fn who_changes_the_job_gets_a_new_promise() {
     let by = UserId::parse("ada").unwrap();
     story.push(Event::JobUpdated { job: gang, change, by: by.clone() });
     assert!(story.cluster.promises.slots.is_empty());
+    story.pass(minutes(1));
     story.round();
-    assert_eq!(promises(&story)[1].2, PromiseCause::Changed);
+    // It is measured by the new promise alone: the old one was for another job, as it were.
+    let (job, at, cause) = promises(&story)[1];
+    assert_eq!(job, gang);
+    assert!(matches!(cause, PromiseCause::Changed | PromiseCause::Reserved), "{cause:?}");
+    let promise = story.cluster.jobs.get(gang).unwrap().promise.unwrap();
+    assert_eq!((Some(promise.first), Some(promise.latest)), (at, at));
+    assert_eq!(story.cluster.promises.later, BTreeMap::new());
     story.push(Event::JobHeld { job: gang, by });
     assert!(story.cluster.promises.slots.is_empty());
     assert_eq!(story.cluster.jobs.get(gang).unwrap().promise, None);

@@ -432,6 +432,25 @@ fn a_team_may_have_only_so_many_jobs_waiting() {
 }
 
 #[test]
+fn an_array_whose_records_would_fill_the_disk_is_refused_before_it_is_written() {
+    let story = cluster();
+    let mut big = spec(1, 1);
+    big.program.script = Some("#".repeat(1 << 20));
+    big.program.argv.clear();
+    big.program.env.clear();
+    let submit = |tasks: u32| {
+        let indices = (0..tasks).collect();
+        door::submit_array(&story.cluster, story.now, &ada(), big.clone(), "", indices, 0)
+    };
+    assert!(submit(256).is_ok());
+    refused(
+        "too much",
+        submit(257),
+        "array: 257 tasks with 1048576 bytes of script and environment each take 257 MiB, at most 256 MiB are possible | put the script into a file that the tasks run, or submit arrays of up to 256 tasks",
+    );
+}
+
+#[test]
 fn hold_release_and_update_are_for_those_who_may() {
     let mut story = cluster();
     let job = story.submit(spec(1, 1));
@@ -903,4 +922,24 @@ fn a_mark_is_on_a_domain_that_there_is() {
     events.into_iter().for_each(|e| story.push(e));
     assert!(story.cluster.marks.is_empty());
     assert_eq!(set(&story, &operator(), mark("l0", 100, "")).unwrap().1, []);
+}
+
+#[test]
+fn a_list_shows_as_many_as_asked_in_their_order_and_counts_all() {
+    let mut story = cluster();
+    let running = story.start(spec(8, 8));
+    let jobs: Vec<JobId> = (0..20).map(|_| story.submit(spec(1, 8))).collect();
+    let held = story.submit(JobSpec { hold: true, ..spec(1, 8) });
+    let list = |limit| {
+        let filter = door::JobFilter { limit, ..door::JobFilter::default() };
+        let listed = door::list(&story.cluster, &ada(), &filter, story.now);
+        let ids: Vec<JobId> = listed.jobs.iter().map(|j| j.id).collect();
+        (ids, listed.total, listed.positions)
+    };
+    let (ids, total, positions) = list(3);
+    assert_eq!((ids, total), (vec![running, jobs[0], jobs[1]], 22));
+    assert_eq!(positions, BTreeMap::from([(jobs[0], 1), (jobs[1], 2)]));
+    let (ids, total, positions) = list(100);
+    assert_eq!((ids.len(), ids.last(), total), (22, Some(&held), 22));
+    assert_eq!((positions.len(), positions.get(&held)), (20, None), "a held job has no place");
 }

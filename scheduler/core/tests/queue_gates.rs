@@ -10,7 +10,7 @@ use common::{Story, cases, spec};
 use proptest::prelude::*;
 use tessera_core::cluster::Cluster;
 use tessera_core::event::Event;
-use tessera_core::queue::gate;
+use tessera_core::queue::{BOUND, gate};
 use tessera_model::{
     Dependency, DependencyKind, JobChange, JobId, JobSpec, JobState, Millis, Reservation, Target,
     TaskEnd, TeamId, Tier, UnixMillis, UserId,
@@ -187,7 +187,7 @@ fn an_array_runs_so_many_tasks_at_once_as_it_says() {
     assert_eq!(story.decide(), (0..5).map(task).collect::<Vec<_>>());
     assert_eq!(
         why(&story, task(50)),
-        format!("waits while 5 tasks of array {tasks} run, as many as may")
+        format!("waits while 5 tasks of array {tasks} run or go first, as many as may")
     );
     assert_eq!(story.cluster.jobs.eligible_len(), 0);
     story.run(task(2));
@@ -272,18 +272,44 @@ fn reservation(from: i64, until: i64) -> Reservation {
 #[test]
 fn a_job_for_a_reservation_waits_for_it_to_open_and_not_for_ever_in_the_way() {
     let mut story = Story::with_nodes(1, 8);
+    story.push(Event::ReservationMade { reservation: reservation(1_000, 9_000) });
     let job = story.submit(JobSpec { reservation: Some("course".to_owned()), ..spec(1, 1) });
     let closed = "wants to run in the reservation course, which is not open";
-    assert_eq!(why(&story, job), closed);
-    story.push(Event::ReservationMade { reservation: reservation(1_000, 9_000) });
     assert_eq!(why(&story, job), closed);
     story.pass(Millis(1_000));
     story.due();
     assert_eq!(order(&story), [job.0]);
-    // Over, it is closed again to those that have not started.
+    let after = story.submit(after(DependencyKind::AfterAny, job));
+    // Once it is over those that have not started never can, and nobody waits for them.
     story.push(Event::ReservationEnded { name: "course".to_owned(), by: None });
-    assert_eq!(order(&story), [0u64; 0]);
-    assert_eq!(why(&story, job), closed);
+    let job = story.cluster.jobs.get(job).unwrap();
+    assert_eq!(job.state, JobState::Cancelled);
+    let text = "can never start: the reservation course that it was to run in has ended";
+    assert_eq!(job.outcome, text);
+    assert_eq!(order(&story), [after.0]);
+}
+
+#[test]
+fn a_failed_start_costs_a_job_nothing_of_the_time_it_has_waited() {
+    let mut story = Story::with_nodes(1, 1);
+    let first = story.submit(spec(1, 1));
+    story.decide();
+    // Teams meet by the time for which their jobs count, and for so long nobody is passed.
+    story.pass(Millis(BOUND.0 + Millis::HOUR.0));
+    let other = TeamId::parse("vision").unwrap();
+    let second = story.submit(JobSpec { team: other, ..spec(1, 1) });
+    let attempt = story.attempt_of(first);
+    let why = tessera_core::event::StopWhy::LaunchTimeout { missing: Vec::new() };
+    story.push(Event::AttemptStopping { attempt, why });
+    let (node, occupied) = (common::node_id("n0"), Default::default());
+    story.push(Event::PlaceReleased { attempt, node, occupied });
+    assert_eq!(order(&story), [second.0]);
+    let text = serde_json::to_string(&story.cluster).unwrap();
+    let read: Cluster = serde_json::from_str(&text).unwrap();
+    story.cluster = read.restored(story.now);
+    story.pass(Millis::from_secs(120));
+    story.due();
+    assert_eq!(order(&story), [first.0, second.0]);
 }
 
 #[test]

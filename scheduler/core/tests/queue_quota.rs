@@ -9,8 +9,12 @@ use common::{Story, cases, inventory, node_id, spec};
 use proptest::prelude::*;
 use tessera_core::event::Event;
 use tessera_core::placement::Taken;
+use tessera_core::queue::surplus::SURPLUS_PER_TEAM;
 use tessera_core::queue::{Claim, Quotas};
-use tessera_model::{Cell, JobSpec, NodeId, Quota, SessionId, TeamId, TeamShare, Topology, UserId};
+use tessera_core::snapshot::Snapshot;
+use tessera_model::{
+    Cell, JobId, JobSpec, NodeId, Quota, SessionId, TeamId, TeamShare, Tier, Topology, UserId,
+};
 
 fn team(name: &str) -> TeamId {
     TeamId::parse(name).unwrap()
@@ -315,4 +319,23 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_team_at_its_limit_does_not_keep_those_behind_it_from_being_looked_at() {
+    let teams = [("a", None, vec![quota("h100", 0, Some(8))]), ("b", None, vec![])];
+    let mut story = cluster(&teams);
+    let mine = Arc::new(job("a", 1, 1, Some("h100"), true));
+    let (first, indices) = (JobId(1), (0..3_000).collect());
+    let event = Event::ArraySubmitted { first, key: None, spec: mine, indices, throttle: 0 };
+    story.push(event);
+    // Behind all of them, whatever else the order looks at.
+    let other = JobSpec { tier: Tier::Idle, ..job("b", 1, 1, Some("h100"), true) };
+    let other = story.submit(other);
+    let snapshot = Snapshot::of(&story.cluster, story.now);
+    let of_a = snapshot.queue.iter().filter(|p| p.spec.team == team("a")).count();
+    assert_eq!(of_a, 8 + SURPLUS_PER_TEAM);
+    let started = story.decide();
+    assert_eq!(started.len(), 9, "eight, as many as the team may, and the other");
+    assert!(started.contains(&other));
 }

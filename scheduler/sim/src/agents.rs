@@ -119,7 +119,7 @@ impl World {
     }
 
     pub(crate) fn say(&mut self, node: usize, report: Report) {
-        self.send_up(node, Message::Report(report));
+        self.send_up(node, Message::Report(Box::new(report)));
     }
 
     // ---- orders

@@ -135,6 +135,7 @@ pub fn could_start_alone(spec: &JobSpec, cluster: &Cluster) -> bool {
     let plain = spec.placement.is_empty()
         && spec.roles.is_empty()
         && spec.after.is_empty()
+        && !spec.singleton
         && spec.reservation.is_none()
         && spec.spares == 0;
     let gang = &spec.gang;

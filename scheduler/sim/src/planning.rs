@@ -26,7 +26,7 @@ use tessera_core::{Order, door, round};
 use tessera_model::{
     AttemptId, BootId, Bytes, Cordon, DomainMark, Epoch, Fabric, Gpu, GpuCondition, GpuId, JobId,
     JobSpec, JobState, Millis, NodeId, NodeInventory, Placement, SessionId, TaskEnd, TeamId,
-    TeamShare, Tier, Topology, UnixMillis, UserId,
+    TeamShare, Tier, Topology, UnixMillis, UserId, WaitReason,
 };
 
 use crate::constraints;
@@ -61,6 +61,10 @@ pub struct Planning {
     /// Events since the last promise of each job that may move it.
     excuses: BTreeMap<JobId, bool>,
     broken: Vec<String>,
+    /// Why jobs wait, as the last round has it.
+    waits: BTreeMap<JobId, WaitReason>,
+    /// When the last round wants to be repeated though nothing happens.
+    wake: Option<UnixMillis>,
     shape: Shape,
     pub steps: u64,
     pub starts: u64,
@@ -92,6 +96,8 @@ impl Planning {
             half_stopped: BTreeSet::new(),
             excuses: BTreeMap::new(),
             broken: Vec::new(),
+            waits: BTreeMap::new(),
+            wake: None,
             shape,
             steps: 0,
             starts: 0,
@@ -231,7 +237,10 @@ impl Planning {
         let leaves = attempts().filter_map(|a| ms(a.leave.as_ref()?.deadline));
         let limits = attempts().filter_map(|a| ms(a.deadline()?));
         let holds = self.cluster.holds.values().filter_map(|h| ms(h.until));
-        leaves.chain(limits).chain(holds).collect()
+        let windows = self.cluster.reservations.values();
+        let windows = windows.flat_map(|r| [r.from, r.until]).filter_map(ms);
+        let asked = self.wake.into_iter().chain(self.cluster.jobs.next_wake()).filter_map(ms);
+        leaves.chain(limits).chain(holds).chain(windows).chain(asked).collect()
     }
 
     fn do_what_is_due(&mut self) {
@@ -622,12 +631,17 @@ impl Planning {
         self.cluster = cluster;
         match outcome {
             Ok(round) => {
+                self.waits = round.wait;
+                self.wake = round.wake;
                 for violation in round.refused {
                     self.break_promise(format!("the verifier refused a placement: {violation}"));
                 }
             }
             Err(never) => match never {},
         }
+        // Promises are said first, also those that move for whom others leave in the same round.
+        let leaves = |e: &&(Event, Option<Promise>)| matches!(e.0, Event::LeaveAsked { .. });
+        self.leaves += committed.iter().filter(leaves).count() as u64;
         for (event, promised) in &committed {
             self.watch(event, *promised);
         }
@@ -698,10 +712,7 @@ impl Planning {
                     }
                 }
             }
-            Event::LeaveAsked { attempt, why, .. } => {
-                self.leaves += 1;
-                self.watch_leave(*attempt, why);
-            }
+            Event::LeaveAsked { attempt, why, .. } => self.watch_leave(*attempt, why),
             Event::PromiseMade { job, at, cause, .. } => {
                 self.watch_promise(*job, promised, *at, *cause);
             }
@@ -806,10 +817,14 @@ impl Planning {
             .values()
             .filter(|j| j.state == JobState::Pending)
             .filter(|j| constraints::could_start_alone(&j.spec, &self.cluster))
-            .map(|j| (j.id, format!("{:?}", j.spec.placement)))
+            .map(|j| {
+                let why = self.waits.get(&j.id).cloned();
+                let why = why.or_else(|| tessera_core::queue::gate(&self.cluster, j));
+                (j.id, why.map_or("has no reason".to_owned(), |why| why.to_string()))
+            })
             .collect();
-        for (job, placement) in waiting {
-            self.break_promise(format!("job {job} still waits on an empty cluster: {placement}"));
+        for (job, why) in waiting {
+            self.break_promise(format!("job {job} still waits on an empty cluster: it {why}"));
         }
     }
 

@@ -104,7 +104,7 @@ pub(crate) enum Happening {
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
     Hello(Box<Hello>),
-    Report(Report),
+    Report(Box<Report>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

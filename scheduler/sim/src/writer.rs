@@ -154,7 +154,7 @@ impl World {
             Message::Report(report) => {
                 let Some(session) = self.scheduler.sessions.get(&conn).copied() else { return };
                 let cluster = &mut self.scheduler.cluster;
-                let events = door::report(cluster, now, &node, session, report);
+                let events = door::report(cluster, now, &node, session, *report);
                 self.take_in(events);
             }
         }

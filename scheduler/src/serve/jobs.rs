@@ -4,7 +4,7 @@
 //! In: requests with a person behind them. Out: what the core answers, cut to what the person may
 //! see: a job's script, arguments, environment and output are its owner's and its team's admin's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
@@ -13,8 +13,8 @@ use tessera_core::door::{self, JobFilter, Submitted};
 use tessera_core::job_table::Job;
 use tessera_core::{Cluster, Event, access, explain};
 use tessera_model::{
-    ArrayTask, Explanation, JobId, JobRecord, JobSpec, JobState, Principal, Program, Refusal,
-    RefusalKind, TeamId, UnixMillis, UserId,
+    ArrayTask, Explanation, JobId, JobRecord, JobSpec, Principal, Program, Refusal, RefusalKind,
+    TeamId, UnixMillis, UserId,
 };
 use tessera_proto::jobs::{
     array_from_wire, explanation_to_wire, job_to_wire, signal_from_wire, spec_from_wire,
@@ -457,18 +457,7 @@ impl Wish {
 
 fn list(view: &View<'_>, who: &Principal, filter: &JobFilter) -> v1::ListJobsReply {
     let cluster = view.cluster;
-    let (jobs, total) = door::list(cluster, who, filter);
-    let mut waiting: BTreeSet<JobId> =
-        jobs.iter().filter(|j| j.state == JobState::Pending).map(|j| j.id).collect();
-    let mut positions = BTreeMap::new();
-    for (position, id) in (1u32..).zip(cluster.jobs.in_order(view.now)) {
-        if waiting.is_empty() {
-            break;
-        }
-        if waiting.remove(&id) {
-            positions.insert(id.0, position);
-        }
-    }
+    let door::Listed { jobs, total, positions } = door::list(cluster, who, filter, view.now);
     let arrays: BTreeSet<JobId> = jobs.iter().filter_map(|j| j.array).map(|a| a.array).collect();
     let throttle = |id: JobId| Some((id.0, cluster.jobs.array(id)?.throttle));
     let record = |job: &Job| {
@@ -484,7 +473,7 @@ fn list(view: &View<'_>, who: &Principal, filter: &JobFilter) -> v1::ListJobsRep
         total: total as u64,
         gpus_held: u32::try_from(held).unwrap_or(u32::MAX),
         gpus_total: u32::try_from(gpus).unwrap_or(u32::MAX),
-        positions,
+        positions: positions.into_iter().map(|(id, position)| (id.0, position)).collect(),
         throttles: arrays.into_iter().filter_map(throttle).filter(|(_, t)| *t > 0).collect(),
     }
 }

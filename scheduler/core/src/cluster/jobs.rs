@@ -108,6 +108,7 @@ impl Cluster {
             released: BTreeSet::new(),
             first_failure: None,
             stop: None,
+            stopping_since: None,
             leave: None,
             checkpoint_at: None,
             settled: false,
@@ -192,6 +193,7 @@ impl Cluster {
             return;
         }
         attempt.phase = Phase::Stopping;
+        attempt.stopping_since.get_or_insert(self.now);
         for place in &attempt.lease.places {
             if !attempt.released.contains(&place.node) {
                 let order = Order::Stop { attempt: id, grace: STOP_GRACE };
@@ -313,6 +315,7 @@ impl Cluster {
             if !wait_for_release {
                 if let Some(attempt) = self.jobs.attempts.get_mut(&id) {
                     attempt.settled = true;
+                    attempt.stopping_since.get_or_insert(self.now);
                     if let (
                         Conclusion::End(JobState::Succeeded | JobState::Failed, ..),
                         Some(began),
@@ -383,7 +386,11 @@ impl Cluster {
                 let names: Vec<String> = missing.iter().map(NodeId::to_string).collect();
                 return Conclusion::Again {
                     avoid: missing.clone(),
-                    why: format!("no answer in time from {}", names.join(", ")),
+                    why: if names.is_empty() {
+                        "it did not begin in time, though each of its nodes had answered".to_owned()
+                    } else {
+                        format!("no answer in time from {}", names.join(", "))
+                    },
                 };
             }
             Some(StopWhy::Cancelled | StopWhy::Left { .. }) | None => {}

@@ -83,8 +83,10 @@ impl Cluster {
             || change.placement.is_some();
         if waits && other {
             self.plans_void(id);
-            // Where its last attempt ran says nothing about another shape.
-            self.jobs.change(id, |job| (job.former, job.shrink_to) = (Vec::new(), None));
+            // Where its last attempt ran says nothing about another shape, nor does a promise.
+            self.jobs.change(id, |job| {
+                (job.former, job.shrink_to, job.promise) = (Vec::new(), None, None);
+            });
         }
         // A running attempt's shape stays as it was granted; its time limit does not.
         let attempt = self.jobs.get(id).and_then(|j| j.attempt);

@@ -99,6 +99,7 @@ impl<'a> Pass<'a> {
         may_give_up: bool,
     ) -> Result<Placed, NoFit> {
         let (most, least) = job.sizes();
+        let most = self.most_by_quota(job, mask, most, least);
         let gives_up = may_give_up && job.insists_until().is_some();
         let mut outcome = match self.fit(job, ground, mask, most, true) {
             Err(_) if gives_up => self.fit(job, ground, mask, most, false),

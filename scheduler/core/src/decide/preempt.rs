@@ -9,6 +9,7 @@
 
 mod domain; // the cheapest way to free one domain
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tessera_model::{Hold, JobId, Millis, Tier, UnixMillis, WaitReason};
@@ -22,8 +23,10 @@ use crate::snapshot::{ENDS_WITHIN, OpenTo, Pending, Running};
 
 /// How long freed nodes are kept after the last victim's notice is over.
 const HELD_FOR: Millis = Millis::from_secs(300);
-/// Plans worked out in one pass at most.
+/// Plans carried out in one pass at most.
 const PLANS_MAX: u32 = 8;
+/// Searches for a plan in one pass at most, whether or not one comes of it.
+const SEARCHES_MAX: u32 = 32;
 /// How long after a checkpoint a job may be moved for next to nothing.
 const FRESH: Millis = Millis::from_secs(120);
 /// How much sooner than needed somebody is asked to clear a kept place: a few rounds.
@@ -47,6 +50,8 @@ struct Plan {
     victims: Vec<usize>,
     placed: Placed,
     cost: u64,
+    /// Where victims that are moved go on, in their order.
+    moved_to: Vec<Vec<Taken>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,17 +87,19 @@ impl Pass<'_> {
                 | WaitReason::NotFound { .. }
                 | WaitReason::HeldForReservation { .. }
         );
-        if !blocked || !self.may_preempt || self.plans >= PLANS_MAX {
+        let spent = self.plans >= PLANS_MAX || self.searches >= SEARCHES_MAX;
+        if !blocked || !self.may_preempt || spent {
             return None;
         }
-        let key = (shape, ground, job.tier(), job.spec.team.clone());
+        let key = (shape, ground, job.tier(), job.spec.team.clone(), job.spec.time_limit);
         if self.no_plan.contains(&key) {
             return None;
         }
         for (claim, victims) in self.choices(job) {
-            if let Some(plan) = self.cheapest(job, ground, &victims)
-                && self.within_bounds(job, claim, &victims, &plan)
+            if let Some(mut plan) = self.cheapest(job, ground, &victims)
+                && self.within_bounds(job, claim, &victims, &mut plan)
             {
+                self.plans += 1;
                 return Some(self.carry_out(job, claim, &victims, &plan));
             }
         }
@@ -133,9 +140,10 @@ impl Pass<'_> {
             |above: Tier| move |r: &Running| r.spec.tier > job.tier() && r.spec.tier >= above;
         let mut choices = Vec::new();
         let mut add = |claim, victims: Vec<Victim>| {
-            let as_before = choices
-                .last()
-                .is_some_and(|(_, last): &(Claim, Vec<Victim>)| last.len() == victims.len());
+            let who = |v: &Victim| (v.index, v.spare_nodes);
+            let as_before = choices.last().is_some_and(|(_, last): &(Claim, Vec<Victim>)| {
+                last.iter().map(who).eq(victims.iter().map(who))
+            });
             if !victims.is_empty() && !as_before {
                 choices.push((claim, victims));
             }
@@ -160,8 +168,8 @@ impl Pass<'_> {
             };
             add(Claim::Guarantee, whole(self.victims(&borrows)));
         }
-        if job.spec.nodes() > 1 {
-            let now = self.snapshot.now;
+        let now = self.snapshot.now;
+        if job.spec.nodes() > 1 && self.snapshot.habits.moved_lately(now) < MOVES_A_DAY_GPU_MS {
             let movable = |r: &Running| {
                 let fresh = r.checkpoint_at.is_some_and(|at| now.since(at) <= FRESH);
                 let opted = r.spec.checkpoint.as_ref().is_some_and(|c| c.migratable);
@@ -203,7 +211,7 @@ impl Pass<'_> {
         job: &Pending,
         claim: Claim,
         victims: &[Victim],
-        plan: &Plan,
+        plan: &mut Plan,
     ) -> bool {
         match claim {
             Claim::Tier => true,
@@ -213,14 +221,24 @@ impl Pass<'_> {
             }
             Claim::Move => {
                 let spent = self.snapshot.habits.moved_lately(self.snapshot.now);
-                spent.saturating_add(plan.cost) <= MOVES_A_DAY_GPU_MS
-                    && self.all_find_a_place(job, victims, plan)
+                if spent.saturating_add(plan.cost) > MOVES_A_DAY_GPU_MS {
+                    return false;
+                }
+                let Some(found) = self.all_find_a_place(job, victims, plan) else { return false };
+                plan.moved_to = found;
+                true
             }
         }
     }
 
-    /// Whether all that are moved can go on elsewhere at once.
-    fn all_find_a_place(&mut self, job: &Pending, victims: &[Victim], plan: &Plan) -> bool {
+    /// Where all that are moved can go on at once; `None`: not all of them can.
+    fn all_find_a_place(
+        &mut self,
+        job: &Pending,
+        victims: &[Victim],
+        plan: &Plan,
+    ) -> Option<Vec<Vec<Taken>>> {
+        let mut found = Vec::new();
         let mut space = self.free.clone();
         let running = &self.snapshot.running;
         let moved: Vec<&Victim> = plan.victims.iter().map(|v| &victims[*v]).collect();
@@ -233,15 +251,14 @@ impl Pass<'_> {
             let mask = self.mask(&again, again.ends(self.snapshot.now));
             let kept: Vec<super::Kept> = self.kept_of(mask);
             let kept: Vec<&super::Kept> = kept.iter().collect();
-            let Ok(ground) = self.ground(&again, self.snapshot.now, again.ends(self.snapshot.now))
-            else {
-                return false;
-            };
-            let placed = self.place_in(&mut space, &again, ground, &kept, r.nodes);
-            let Some(placed) = placed else { return false };
-            placed.taken(&again.spec).for_each(|t| space.take(&t));
+            let end = again.ends(self.snapshot.now);
+            let ground = self.ground(&again, self.snapshot.now, end).ok()?;
+            let placed = self.place_in(&mut space, &again, ground, &kept, r.nodes)?;
+            let taken: Vec<Taken> = placed.taken(&again.spec).collect();
+            taken.iter().for_each(|t| space.take(t));
+            found.push(taken);
         }
-        true
+        Some(found)
     }
 
     fn carry_out(
@@ -256,7 +273,9 @@ impl Pass<'_> {
         let taken: Arc<[Taken]> = plan.placed.taken(&job.spec).collect();
         let mut last = now;
         let mut jobs = Vec::new();
-        for victim in plan.victims.iter().map(|v| &victims[*v]) {
+        // A node is held for one only: two that are to share it would wait for each other.
+        let mut spoken_for: Vec<u32> = taken.iter().map(|t| t.node).collect();
+        for (i, victim) in plan.victims.iter().map(|v| &victims[*v]).enumerate() {
             let r = &self.snapshot.running[victim.index];
             let deadline = now.plus(r.notice());
             last = last.max(deadline);
@@ -274,6 +293,17 @@ impl Pass<'_> {
                 let nodes = rest.map(|t| self.snapshot.space.id(t.node).clone()).collect();
                 let until = deadline.plus(HELD_FOR);
                 self.decision.holds.push(Hold { job: r.attempt.job, nodes, until });
+            }
+            if let Some(there) = plan.moved_to.get(i) {
+                let mut goes_on: Vec<u32> = there.iter().map(|t| t.node).collect();
+                goes_on.retain(|n| !spoken_for.contains(n));
+                spoken_for.extend(&goes_on);
+                let nodes = goes_on.iter().map(|n| self.snapshot.space.id(*n).clone());
+                let nodes: BTreeSet<_> = nodes.collect();
+                if !nodes.is_empty() {
+                    let until = deadline.plus(HELD_FOR);
+                    self.decision.holds.push(Hold { job: r.attempt.job, nodes, until });
+                }
             }
             self.leaving.push(r.attempt);
             self.decision.leave.push(Leave { attempt: r.attempt, why, deadline });

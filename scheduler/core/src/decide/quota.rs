@@ -29,7 +29,35 @@ impl Pass<'_> {
         self.quotas(mask).check(&spec).err()
     }
 
-    /// The same for a place that was found.
+    /// The largest of an elastic job's sizes that its team may have; the least is known to be one.
+    pub(super) fn most_by_quota(&mut self, job: &Pending, mask: u64, most: u32, least: u32) -> u32 {
+        if self.quotas.is_empty() || least >= most {
+            return most;
+        }
+        self.make_view(mask);
+        let quotas = self.quotas(mask);
+        let mut spec = JobSpec::clone(&job.spec);
+        let mut may = |nodes: u32| {
+            spec.gang.nodes = nodes;
+            quotas.check(&spec).is_ok()
+        };
+        if may(most) {
+            return most;
+        }
+        let unit = job.size_step();
+        let (mut low, mut high) = (least.div_ceil(unit), (most - 1) / unit);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if may(middle * unit) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        low * unit
+    }
+
+    /// Why its team may not have a place that was found.
     pub(super) fn over_quota_at(
         &self,
         job: &Pending,

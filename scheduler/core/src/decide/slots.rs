@@ -81,6 +81,11 @@ impl<'a> Pass<'a> {
         }
         let ends = self.ends_at_best(tier);
         for (job, slot) in promised {
+            // A view has no bit for more; those behind keep nothing in this pass.
+            if self.slots.len() >= SLOTS_MAX {
+                self.broken.push((job.job, PromiseCause::Overtaken));
+                continue;
+            }
             let (at, until) = self.due(job, &slot);
             match self.still_there(job, &slot, (at, until), &ends) {
                 Ok(taken) => self.slots.push(Kept::of(job, Some(at), until, taken)),
@@ -175,7 +180,8 @@ impl<'a> Pass<'a> {
         if let Some(own) = own {
             let Some(at) = self.slots[own].at else { return };
             let before = crate::snapshot::before(at, tolerance(now, at));
-            if before <= now {
+            // A better place needs a bit of its own; without one the job keeps what it has.
+            if before <= now || self.slots.len() >= SLOTS_MAX {
                 return;
             }
             if let Some((sooner, placed)) = self.earliest(job, &ends, Some(before)) {
@@ -186,7 +192,7 @@ impl<'a> Pass<'a> {
         let lost = self.broken.iter().find(|(id, _)| *id == job.job).map(|(_, cause)| *cause);
         let kept = self.slots.iter().filter(|s| s.live && s.tier <= job.tier()).count();
         if (kept >= self.reservations && lost.is_none()) || self.slots.len() >= SLOTS_MAX {
-            self.withdraw(job.job);
+            self.withdraw(job.job, PromiseCause::Overtaken);
             return;
         }
         let cause = match (lost, job.promise) {
@@ -207,7 +213,7 @@ impl<'a> Pass<'a> {
             }
             Some((at, placed)) => self.promise(job, at, &placed, cause),
             None => {
-                self.withdraw(job.job);
+                self.withdraw(job.job, cause);
                 self.hold_without_date(job);
             }
         }
@@ -302,13 +308,25 @@ impl<'a> Pass<'a> {
         self.slots.iter_mut().filter(|s| s.job == job).for_each(|s| s.live = false);
     }
 
-    /// A promise that cannot be kept, and no new one can be made.
-    pub(super) fn withdraw(&mut self, job: JobId) {
+    /// Whether the place kept for the job was promised to it, and not only found in this pass.
+    pub(super) fn is_promised(&self, job: JobId) -> bool {
+        match self.decision.promises.iter().find(|p| p.job == job) {
+            Some(said) => said.at.is_some(),
+            None => {
+                self.snapshot.slots.iter().any(|(id, _)| *id == job)
+                    && !self.broken.iter().any(|(id, _)| *id == job)
+            }
+        }
+    }
+
+    /// A promise that cannot be kept, and no new one can be made: for `why`, unless it was broken
+    /// for another reason before.
+    pub(super) fn withdraw(&mut self, job: JobId, why: PromiseCause) {
         self.drop_slot(job);
         let lost = self.broken.iter().position(|(id, _)| *id == job);
         let cause = lost.map(|i| self.broken.remove(i).1);
         if self.snapshot.slots.iter().any(|(id, _)| *id == job) {
-            let cause = cause.unwrap_or(PromiseCause::Overtaken);
+            let cause = cause.unwrap_or(why);
             self.say(Promised { job, at: None, cause, slot: None, eta: None });
         }
     }

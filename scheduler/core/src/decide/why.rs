@@ -31,7 +31,8 @@ impl Pass<'_> {
             && self.try_in(job, ground, 0, true).is_ok()
             && let Some((job, at)) = self.first_in(mask)
         {
-            return WaitReason::HeldForReservation { job, at };
+            let promised = self.is_promised(job);
+            return WaitReason::HeldForReservation { job, at, promised };
         }
         let open = self.ground_of(Vec::new(), self.grounds[ground].inside);
         if open != ground && self.try_in(job, open, mask, true).is_ok() {
@@ -48,7 +49,7 @@ impl Pass<'_> {
                 OpenTo::Teams { .. } => None,
             });
             if let Some(holder) = hold {
-                return WaitReason::HeldForReservation { job: holder, at: None };
+                return WaitReason::HeldForReservation { job: holder, at: None, promised: false };
             }
         }
         reason(no)

@@ -327,8 +327,7 @@ fn started(cluster: &mut Cluster, node: &NodeId, id: AttemptId) -> Vec<Event> {
         return Vec::new();
     };
     attempt.started.insert(node.clone());
-    let all = attempt.lease.places.iter().all(|p| attempt.has_started(&p.node));
-    if all && matches!(attempt.phase, Phase::Committed { .. }) {
+    if attempt.all_started() && matches!(attempt.phase, Phase::Committed { .. }) {
         return vec![Event::AttemptRunning { attempt: id }];
     }
     Vec::new()

@@ -5,7 +5,7 @@
 //! of its team, an operator. A job that belongs to others is not told apart from one that is not
 //! there. `tasks` says which jobs are meant by an array.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tessera_model::{
     AttemptId, Dependency, JobChange, JobId, JobRecord, JobSpec, JobState, Principal, Refusal,
@@ -318,13 +318,24 @@ pub struct JobFilter {
     pub limit: usize,
 }
 
+/// What `list` answers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed<'a> {
+    pub jobs: Vec<&'a Job>,
+    /// How many there are, shown or not.
+    pub total: usize,
+    /// Of those shown that stand in the queue's order: where, from 1.
+    pub positions: BTreeMap<JobId, u32>,
+}
+
 /// Jobs the caller may know of: running ones, then waiting ones in queue order, then ended ones,
-/// newest last. And how many there are in all.
+/// newest last. Of a long queue no more is put in order than is shown.
 pub fn list<'a>(
     cluster: &'a Cluster,
     who: &Principal,
     filter: &JobFilter,
-) -> (Vec<&'a Job>, usize) {
+    now: UnixMillis,
+) -> Listed<'a> {
     let wanted = |job: &&Job| {
         access::may_see_job(who, &job.spec)
             && (filter.teams.is_empty() || filter.teams.contains(&job.spec.team))
@@ -342,19 +353,37 @@ pub fn list<'a>(
         .iter()
         .filter_map(|id| cluster.jobs.get(*id))
         .filter(|j| j.state != JobState::Pending);
-    let mut jobs: Vec<&Job> = running.chain(cluster.jobs.queue()).filter(wanted).collect();
+    let mut jobs: Vec<&Job> = running.filter(wanted).collect();
+    let mut total = jobs.len();
+    let mut positions = BTreeMap::new();
+    let waits_wanted = filter.states.is_empty() || filter.states.contains(&JobState::Pending);
+    if waits_wanted {
+        let waiting = || cluster.jobs.jobs.values().filter(|j| j.state == JobState::Pending);
+        let waiting = waiting().filter(wanted).count();
+        total += waiting;
+        let mut left = waiting.min(filter.limit.saturating_sub(jobs.len()));
+        let order = (1u32..).map(Some).zip(cluster.jobs.in_order(now));
+        let mut queue = order.chain(cluster.jobs.parked().map(|id| (None, id)));
+        while left > 0
+            && let Some((position, id)) = queue.next()
+        {
+            let Some(job) = cluster.jobs.get(id).filter(wanted) else { continue };
+            jobs.push(job);
+            left -= 1;
+            if let Some(position) = position {
+                positions.insert(id, position);
+            }
+        }
+    }
     let ended_wanted = filter.ended || filter.states.iter().any(|s| s.is_terminal());
     if ended_wanted {
         let ended = cluster.jobs.jobs.values().filter(|j| j.state.is_terminal()).filter(wanted);
         let mut ended: Vec<&Job> = ended.collect();
         ended.sort_by_key(|j| (j.ended_at, j.id));
         let room = filter.limit.saturating_sub(jobs.len());
-        let total = jobs.len() + ended.len();
+        total += ended.len();
         jobs.extend(&ended[ended.len().saturating_sub(room)..]);
-        jobs.truncate(filter.limit);
-        return (jobs, total);
     }
-    let total = jobs.len();
     jobs.truncate(filter.limit);
-    (jobs, total)
+    Listed { jobs, total, positions }
 }

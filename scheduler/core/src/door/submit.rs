@@ -21,6 +21,9 @@ use crate::placement;
 /// Waiting jobs one team may have, and the bytes of all waiting jobs' programs.
 pub const QUEUED_PER_TEAM_MAX: usize = 100_000;
 pub const QUEUED_BYTES_MAX: u64 = 4 << 30;
+/// Bytes that the records of one submission may take. In memory the tasks of an array share their
+/// program, in the store each has its own.
+pub const RECORDS_BYTES_MAX: u64 = 256 << 20;
 pub const KEY_MAX: usize = 128;
 pub const ARRAY_MAX: usize = 100_000;
 pub const DEPENDENCIES_MAX: usize = 1_000;
@@ -76,6 +79,7 @@ pub fn submit_array(
         let same = *job.spec == spec && job.array == first && tasks == Some(indices.len());
         return existing(job, same, key);
     }
+    check_records(&spec, indices.len())?;
     check_room(cluster, &spec, indices.len())?;
     check_spec(cluster, now, who, &spec)?;
     let mut warnings: Vec<String> = never_fits(cluster, &spec).into_iter().collect();
@@ -215,6 +219,25 @@ pub fn never_fits(cluster: &Cluster, spec: &JobSpec) -> Option<String> {
     }
     let proof = placement::could_ever_fit(space, spec).err()?;
     Some(format!("it cannot start on this cluster as it is: {proof}"))
+}
+
+/// All tasks of an array are written in one transaction, each with its script and environment.
+fn check_records(spec: &JobSpec, tasks: usize) -> Result<(), Refusal> {
+    let each = spec.program.bytes();
+    let all = each.saturating_mul(tasks as u64);
+    if all <= RECORDS_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "{tasks} tasks with {each} bytes of script and environment each take {}, at most {} are possible",
+        tessera_model::Bytes(all),
+        tessera_model::Bytes(RECORDS_BYTES_MAX)
+    );
+    let hint = format!(
+        "put the script into a file that the tasks run, or submit arrays of up to {} tasks",
+        RECORDS_BYTES_MAX / each.max(1)
+    );
+    Err(Refusal::invalid("array", message, hint))
 }
 
 fn check_room(cluster: &Cluster, spec: &JobSpec, jobs: usize) -> Result<(), Refusal> {

@@ -36,7 +36,16 @@ pub(super) fn keep(space: &Space, request: &Request, fits: &[NodeSet]) -> Option
     places.iter().filter(|n| **n != NOWHERE).for_each(|n| used.insert(*n));
     let mut replace = Replace { space, request, fits, spare: &spare, used, tries: 0 };
     replace.from(0, &mut places).then_some(())?;
-    let mut left: Vec<u32> = spare.into_iter().filter(|n| !places.contains(n)).collect();
+    // The map may have changed under a spare: it has to be where the ranks have to be.
+    let required = request.bonds.within.iter().chain(&request.roles[0].bonds.within);
+    let required: Vec<_> = required.copied().collect();
+    let near = |n: u32| {
+        required
+            .iter()
+            .all(|at| bonds::domain(space, *at, n) == bonds::domain(space, *at, places[0]))
+    };
+    let stays = |n: &u32| !places.contains(n) && near(*n);
+    let mut left: Vec<u32> = spare.into_iter().filter(stays).collect();
     let missing = spares - left.len();
     let mut open = fits[0].clone();
     left.iter().for_each(|n| open.remove(*n));

@@ -9,7 +9,8 @@
 //! A dependency on an array's id means the whole array: `afterok` all its tasks, `afternotok` that
 //! it is over and not all went well, `afterany` that it is over, `after` that none of it still
 //! waits. A dependency that is fulfilled stays so. One that never can be ends the job: something
-//! may be waiting for its end, and a job that can never start would keep it waiting for ever.
+//! may be waiting for its end, and a job that can never start would keep it waiting for ever. A
+//! calendar reservation that has ended ends the jobs that wait for it in the same way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,6 +31,8 @@ pub enum Gate {
     Begins(UnixMillis),
     /// The calendar reservation it wants is not open.
     Reservation(String),
+    /// The calendar reservation it wants has ended: it can never start.
+    Gone(String),
     BackingOff(UnixMillis),
     Throttled(JobId),
     Singleton,
@@ -208,6 +211,9 @@ impl Gates {
         if let Some(never) = unmet.iter().find(|on| self.status(jobs, on) == Status::Never) {
             return Some(Gate::Never(*never));
         }
+        if let Some(name) = job.spec.reservation.as_ref().filter(|n| !self.open.contains_key(*n)) {
+            return Some(Gate::Gone(name.clone()));
+        }
         if let Some(on) = unmet.first() {
             return Some(Gate::Dependency(*on));
         }
@@ -286,7 +292,7 @@ impl Gates {
                 let group = self.groups.entry(GroupKey::name_of(job)).or_default();
                 group.parked.insert(job.id);
             }
-            Gate::Held | Gate::Dependency(_) | Gate::Never(_) => {}
+            Gate::Held | Gate::Dependency(_) | Gate::Never(_) | Gate::Gone(_) => {}
         }
         self.parked.insert(job.id, gate);
     }
@@ -469,7 +475,9 @@ impl Gates {
             Gate::Dependency(on) => WaitReason::Dependency { on: on.job, kind: on.kind },
             Gate::Never(on) => WaitReason::DependencyNever { on: on.job, kind: on.kind },
             Gate::Begins(at) => WaitReason::Begins { at: *at },
-            Gate::Reservation(name) => WaitReason::ReservationClosed { name: name.clone() },
+            Gate::Reservation(name) | Gate::Gone(name) => {
+                WaitReason::ReservationClosed { name: name.clone() }
+            }
             Gate::BackingOff(until) => WaitReason::BackingOff { until: *until },
             Gate::Throttled(array) => {
                 let running = under_way(&GroupKey::Array(*array)).map_or(0, |(n, ..)| n);

@@ -9,6 +9,7 @@ pub mod fairshare; // what each team has had
 pub mod gate; // what keeps a job out of the order
 pub mod order; // whose turn it is
 pub mod quota; // what a team may hold
+pub mod surplus; // who is passed over when too many wait
 pub mod waiting; // all that wait, in the order or parked
 
 use tessera_model::{JobState, WaitReason};

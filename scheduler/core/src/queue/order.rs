@@ -16,7 +16,7 @@
 //! back by up to [`SHIFT_MAX`] for what the team has had already. The team's first claim goes to
 //! its first job, by priority and turn, the second to its second, and so on: a priority reorders a
 //! team's own jobs and takes nothing from others. At most [`CLAIMS`] clocks run for a team and
-//! tier at once; those behind count from when one becomes free, so that whoever hands in a month
+//! tier at once; those behind count from when one becomes free, with the slack they have, so that whoever hands in a month
 //! of work at once does not stand before everybody else for a month.
 //!
 //! What follows, and is tested: within a team, among equal priorities, nobody is passed by a job
@@ -147,8 +147,8 @@ struct Promised {
 /// The waiting jobs of one team in one tier.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct TeamLine {
-    /// All of them in the team's own order, with what they would take.
-    ranks: BTreeMap<Rank, u64>,
+    /// All of them in the team's own order, with what they would take and their slack.
+    ranks: BTreeMap<Rank, (u64, Millis)>,
     /// Those whose clock does not run yet, with their slack.
     backlog: BTreeMap<Rank, Millis>,
     /// The turns of those whose clock runs.
@@ -197,7 +197,7 @@ impl Order {
             return;
         }
         let team = tier.teams.entry(standing.team.clone()).or_default();
-        team.ranks.insert(standing.rank(), standing.demand);
+        team.ranks.insert(standing.rank(), (standing.demand, slack));
         if clock.is_some() || team.claims.len() < CLAIMS {
             let clock = clock.unwrap_or(now);
             team.claims.insert((clock.plus(slack), job));
@@ -221,7 +221,7 @@ impl Order {
                 self.len += 1;
                 let tier = &mut self.tiers[standing.tier as usize];
                 let team = tier.teams.entry(standing.team.clone()).or_default();
-                team.ranks.insert(standing.rank(), standing.demand);
+                team.ranks.insert(standing.rank(), (standing.demand, standing.slack));
                 team.backlog.insert(standing.rank(), standing.slack);
             }
         }
@@ -298,7 +298,7 @@ pub struct InOrder<'a> {
 /// What is left of a team's line.
 struct Line<'a> {
     share: usize,
-    ranks: btree_map::Iter<'a, Rank, u64>,
+    ranks: btree_map::Iter<'a, Rank, (u64, Millis)>,
     claims: btree_set::Iter<'a, (UnixMillis, JobId)>,
     /// The job that goes with the claim in `heads`, and what it would take.
     job: JobId,
@@ -306,12 +306,13 @@ struct Line<'a> {
 }
 
 impl InOrder<'_> {
-    /// Brings the next job of a line to the front. Jobs behind the claims count from now.
+    /// Brings the next job of a line to the front. Jobs behind the claims count as they
+    /// would if their clocks began to run now.
     fn advance(&mut self, index: usize) {
         let line = &mut self.lines[index];
-        let Some((&(_, _, job), &demand)) = line.ranks.next() else { return };
+        let Some((&(_, _, job), &(demand, slack))) = line.ranks.next() else { return };
         (line.job, line.demand) = (job, demand);
-        let behind = (self.now, JobId(u64::MAX));
+        let behind = (self.now.plus(slack), JobId(u64::MAX));
         let (turn, owner) = line.claims.next().copied().unwrap_or(behind);
         let claim = turn.plus(self.shares.shift(line.share));
         self.heads.push(Reverse((claim, owner, index)));

@@ -369,6 +369,19 @@ impl Quotas {
         self.count(space, spec, taken, true);
     }
 
+    /// A job is taken to start: what it asks for certain counts as held.
+    pub fn expect(&mut self, spec: &JobSpec) {
+        let Some(&team) = self.index.get(&spec.team) else { return };
+        let path: Vec<usize> = self.path(team).collect();
+        let asks: Vec<u64> = self.pools.iter().map(|pool| self.asks(pool, spec).0).collect();
+        for (pool, ask) in self.pools.iter_mut().zip(asks) {
+            path.iter().for_each(|t| pool.held[*t] += ask);
+            if !spec.requeue {
+                pool.firm[team] += ask;
+            }
+        }
+    }
+
     /// A job gives its place back.
     pub fn give(&mut self, space: &Space, spec: &JobSpec, taken: &[Taken]) {
         self.count(space, spec, taken, false);

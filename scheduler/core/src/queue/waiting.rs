@@ -20,6 +20,8 @@ type Jobs = BTreeMap<JobId, Job>;
 pub struct Waiting {
     pub order: Order,
     pub gates: Gates,
+    /// Since when parked jobs count that had a start before: one that failed, or that had to leave.
+    clocks: BTreeMap<JobId, UnixMillis>,
     /// Stamp of the event that is being applied.
     #[serde(skip)]
     now: UnixMillis,
@@ -31,9 +33,9 @@ pub struct Waiting {
     /// Bytes of their programs.
     #[serde(skip)]
     bytes: u64,
-    /// Jobs that can never start, with what they depended on.
+    /// Jobs that can never start, with the reason in words.
     #[serde(skip)]
-    doomed: VecDeque<(JobId, Dependency)>,
+    doomed: VecDeque<(JobId, String)>,
 }
 
 impl Waiting {
@@ -58,7 +60,7 @@ impl Waiting {
     }
 
     /// Takes the next job that can never start.
-    pub fn take_doomed(&mut self) -> Option<(JobId, Dependency)> {
+    pub fn take_doomed(&mut self) -> Option<(JobId, String)> {
         self.doomed.pop_front()
     }
 
@@ -148,10 +150,10 @@ impl Waiting {
 
     /// Makes the indexes again after the state was read.
     pub fn restore(&mut self, jobs: &mut Jobs, now: UnixMillis) {
-        let Self { mut order, mut gates, .. } = std::mem::take(self);
+        let Self { mut order, mut gates, clocks, .. } = std::mem::take(self);
         order.forget_indexes();
         gates.forget_indexes();
-        *self = Self { order, gates, now, ..Self::default() };
+        *self = Self { order, gates, clocks, now, ..Self::default() };
         let active = |j: &&Job| j.state != JobState::Pending && !j.state.is_terminal();
         for job in jobs.values().filter(active) {
             self.gates.restore_active(job);
@@ -168,7 +170,11 @@ impl Waiting {
             }
             let Some(job) = jobs.get_mut(&id) else { continue };
             let eligible_at = *job.eligible_at.get_or_insert(job.submitted_at);
-            self.order.restore(&Standing::of(id, &job.spec, eligible_at));
+            let standing = Standing::of(id, &job.spec, eligible_at);
+            match self.clocks.remove(&id) {
+                Some(clock) => self.order.insert(&standing, Some(clock), now),
+                None => self.order.restore(&standing),
+            }
             self.gates.admit(job);
         }
         while self.gates.take_woken().is_some() {}
@@ -202,8 +208,16 @@ impl Waiting {
                 self.gates.admit(job);
             }
             Some(gate) => {
-                if let Gate::Never(on) = &gate {
-                    self.doomed.push_back((id, *on));
+                match &gate {
+                    Gate::Never(on) => self.doomed.push_back((id, never_words(on))),
+                    Gate::Gone(name) => self.doomed.push_back((id, gone_words(name))),
+                    _ => {}
+                }
+                // Of those that had a start before there are few: a team's claims stay bounded.
+                let is_let_in =
+                    matches!(gate, Gate::BackingOff(_) | Gate::Throttled(_) | Gate::Singleton);
+                if let Some(clock) = clock.filter(|_| is_let_in && job.attempt.is_some()) {
+                    self.clocks.insert(id, clock);
                 }
                 self.gates.park(job, gate, self.now);
             }
@@ -214,7 +228,11 @@ impl Waiting {
     fn lift(&mut self, job: &Job) -> Option<UnixMillis> {
         let parked = self.gates.gate(job.id).is_some();
         self.gates.lift(job);
-        let eligible_at = job.eligible_at.filter(|_| !parked)?;
+        let kept = self.clocks.remove(&job.id);
+        if parked {
+            return kept;
+        }
+        let eligible_at = job.eligible_at?;
         self.order.remove(&Standing::of(job.id, &job.spec, eligible_at))
     }
 
@@ -226,7 +244,7 @@ impl Waiting {
             };
             let (team, tier) = (job.spec.team.clone(), job.spec.tier);
             let stood = self.gates.gate(id).cloned();
-            if matches!(stood, Some(Gate::Never(_))) {
+            if matches!(stood, Some(Gate::Never(_) | Gate::Gone(_))) {
                 continue;
             }
             let clock = self.lift(job);
@@ -247,10 +265,14 @@ fn queued_bytes(job: &Job) -> u64 {
 }
 
 /// What became of a job that can never start.
-pub fn never_words(on: &Dependency) -> String {
+fn never_words(on: &Dependency) -> String {
     format!(
         "can never start: it was to run {} of job {}, which ended otherwise",
         on.kind.word(),
         on.job
     )
+}
+
+fn gone_words(reservation: &str) -> String {
+    format!("can never start: the reservation {reservation} that it was to run in has ended")
 }

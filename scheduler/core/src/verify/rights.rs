@@ -1,12 +1,17 @@
 //! What is kept for others, and what a team may hold.
 
-use tessera_model::{JobSpec, Lease, NodeId, Reservation, Target, TeamId, UnixMillis, WHOLE_GPU};
+use std::collections::BTreeMap;
+
+use tessera_model::{
+    Gpu, JobSpec, Lease, NodeId, Place, Quota, Reservation, Target, TeamId, UnixMillis, WHOLE_GPU,
+};
 
 use crate::cluster::Cluster;
 use crate::job_table::Job;
 
 pub(super) fn check(
     cluster: &Cluster,
+    held: &mut Holdings,
     job: &Job,
     lease: &Lease,
     now: UnixMillis,
@@ -24,7 +29,7 @@ pub(super) fn check(
     if let Some(name) = &job.spec.reservation {
         inside(cluster, job, lease, name, now)?;
     }
-    within_limits(cluster, &job.spec, lease)
+    within_limits(cluster, held, &job.spec, lease)
 }
 
 fn is_in(cluster: &Cluster, reservation: &Reservation, node: &NodeId) -> bool {
@@ -76,59 +81,99 @@ fn inside(
     }
 }
 
-/// No team, nor any above it, comes to hold more than its limit.
-fn within_limits(cluster: &Cluster, spec: &JobSpec, lease: &Lease) -> Result<(), String> {
-    let mut team = Some(&spec.team);
-    // A broken tree must not hang the scheduler; the door refuses loops.
-    for _ in 0..=cluster.teams.len() {
-        let Some(id) = team else { break };
-        let Some(known) = cluster.teams.get(id) else { break };
-        for quota in &known.share.quotas {
-            let Some(limit) = quota.limit else { continue };
-            let pattern = &quota.gpu_model;
-            let held = held_by(cluster, id, pattern) + milli_of(cluster, lease, pattern);
-            if held > u64::from(limit) * u64::from(WHOLE_GPU) {
-                return Err(format!(
-                    "team {id} would hold {} of at most {limit} {pattern} GPUs",
-                    held.div_ceil(u64::from(WHOLE_GPU))
-                ));
-            }
+/// Thousandths of GPUs that teams with a limit hold, with those below them, by pattern of models.
+/// Counted by one walk over all attempts, when it is asked for first.
+#[derive(Debug, Default)]
+pub(crate) struct Holdings {
+    counted: Option<BTreeMap<(TeamId, String), u64>>,
+}
+
+impl Holdings {
+    /// A lease was granted: from now on its team holds it.
+    pub(crate) fn granted(&mut self, cluster: &Cluster, spec: &JobSpec, lease: &Lease) {
+        if let Some(held) = &mut self.counted {
+            add(cluster, held, &spec.team, lease.places.iter());
         }
-        team = known.share.parent.as_ref();
+    }
+
+    fn of(&mut self, cluster: &Cluster, team: &TeamId, pattern: &str) -> u64 {
+        let held = self.counted.get_or_insert_with(|| {
+            let mut held = BTreeMap::new();
+            for attempt in cluster.jobs.attempts.values() {
+                let places = attempt.lease.places.iter();
+                let places = places.filter(|p| !attempt.released.contains(&p.node));
+                add(cluster, &mut held, &attempt.spec.team, places);
+            }
+            held
+        });
+        held.get(&(team.clone(), pattern.to_owned())).copied().unwrap_or(0)
+    }
+}
+
+fn add<'a>(
+    cluster: &Cluster,
+    held: &mut BTreeMap<(TeamId, String), u64>,
+    team: &TeamId,
+    places: impl Iterator<Item = &'a Place> + Clone,
+) {
+    for (team, quota, _) in limits(cluster, team) {
+        let milli: u64 = places.clone().map(|p| milli_at(cluster, p, &quota.gpu_model)).sum();
+        *held.entry((team.clone(), quota.gpu_model.clone())).or_default() += milli;
+    }
+}
+
+/// What a team and those above it may hold at most.
+fn limits<'a>(
+    cluster: &'a Cluster,
+    team: &'a TeamId,
+) -> impl Iterator<Item = (&'a TeamId, &'a Quota, u32)> {
+    let above = |id: &&'a TeamId| cluster.teams.get(*id)?.share.parent.as_ref();
+    // A broken tree must not hang the scheduler; the door refuses loops.
+    let path = std::iter::successors(Some(team), above).take(cluster.teams.len() + 1);
+    path.flat_map(|id| {
+        let quotas = cluster.teams.get(id).map_or(&[][..], |t| &t.share.quotas);
+        quotas.iter().filter_map(move |quota| Some((id, quota, quota.limit?)))
+    })
+}
+
+/// No team, nor any above it, comes to hold more than its limit.
+fn within_limits(
+    cluster: &Cluster,
+    holdings: &mut Holdings,
+    spec: &JobSpec,
+    lease: &Lease,
+) -> Result<(), String> {
+    for (id, quota, limit) in limits(cluster, &spec.team) {
+        let pattern = &quota.gpu_model;
+        let more: u64 = lease.places.iter().map(|p| milli_at(cluster, p, pattern)).sum();
+        let held = holdings.of(cluster, id, pattern) + more;
+        // A limit that was lowered below what is held keeps nobody from what takes no GPU.
+        if more > 0 && held > u64::from(limit) * u64::from(WHOLE_GPU) {
+            return Err(format!(
+                "team {id} would hold {} of at most {limit} {pattern} GPUs",
+                held.div_ceil(u64::from(WHOLE_GPU))
+            ));
+        }
     }
     Ok(())
 }
 
-/// Thousandths of GPUs that a team and those below it hold.
-fn held_by(cluster: &Cluster, team: &TeamId, pattern: &str) -> u64 {
-    let attempts = cluster.jobs.attempts.values().filter(|a| is_below(cluster, &a.spec.team, team));
-    let places =
-        attempts.flat_map(|a| a.lease.places.iter().filter(|p| !a.released.contains(&p.node)));
-    places.map(|p| milli_at(cluster, p, pattern)).sum()
-}
-
-fn is_below(cluster: &Cluster, id: &TeamId, team: &TeamId) -> bool {
-    let mut id = Some(id);
-    for _ in 0..=cluster.teams.len() {
-        if id == Some(team) {
-            return true;
-        }
-        let known = id.and_then(|id| cluster.teams.get(id));
-        id = known.and_then(|t| t.share.parent.as_ref());
-    }
-    false
-}
-
-fn milli_of(cluster: &Cluster, lease: &Lease, pattern: &str) -> u64 {
-    lease.places.iter().map(|p| milli_at(cluster, p, pattern)).sum()
-}
-
-fn milli_at(cluster: &Cluster, place: &tessera_model::Place, pattern: &str) -> u64 {
+fn milli_at(cluster: &Cluster, place: &Place, pattern: &str) -> u64 {
     let gpus = cluster.nodes.get(&place.node).map_or(&[][..], |n| &n.inventory.gpus);
-    let model = |g: &&tessera_model::Gpu| {
-        let profile = g.mig.as_ref().map(|m| format!(" mig {}", m.profile)).unwrap_or_default();
-        (g.model.clone() + &profile).to_lowercase().contains(pattern)
-    };
-    let held = gpus.iter().filter(|g| place.gpus.contains(&g.id)).filter(model).count();
+    let held = gpus.iter().filter(|g| place.gpus.contains(&g.id) && is_named(g, pattern)).count();
     held as u64 * u64::from(place.gpu_milli)
+}
+
+/// Whether a pattern, in lower case, names the GPU.
+fn is_named(gpu: &Gpu, pattern: &str) -> bool {
+    if pattern.is_empty() {
+        return true;
+    }
+    if let Some(mig) = &gpu.mig {
+        return format!("{} mig {}", gpu.model, mig.profile).to_lowercase().contains(pattern);
+    }
+    // Asked of every GPU that is held, so without a copy of its model.
+    let same = |(a, b): (&u8, &u8)| a.to_ascii_lowercase() == *b;
+    let (model, pattern) = (gpu.model.as_bytes(), pattern.as_bytes());
+    model.windows(pattern.len()).any(|part| part.iter().zip(pattern).all(same))
 }

@@ -12,11 +12,14 @@ use tessera_core::placement::packing::{Ask, Devices, Left, WHOLE};
 
 use super::{Rule, tightest};
 
+/// A node's score and the devices it would take; `None`: there is no room on it.
+type Score = Option<(i64, u64)>;
+
 pub struct Fgd {
     typical: Vec<(Ask, f64)>,
     asks: HashMap<Ask, usize>,
     /// By ask, then by node: score and devices, where they are known.
-    known: Vec<Vec<Option<Option<(i64, u64)>>>>,
+    known: Vec<Vec<Option<Score>>>,
 }
 
 impl Fgd {

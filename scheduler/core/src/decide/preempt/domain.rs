@@ -73,7 +73,7 @@ impl Pass<'_> {
         let all: Vec<usize> = (0..victims.len()).collect();
         let everywhere = room.closed.clone();
         room.try_set(&all, None, &everywhere)?;
-        self.plans += 1;
+        self.searches += 1;
         let mut domains = room.domains(job);
         domains.sort_by_key(|d| (d.estimate, d.width, d.first));
         let mut best: Option<(u64, Plan)> = None;
@@ -308,7 +308,7 @@ impl Room<'_> {
         chosen.sort_unstable();
         let placed = self.try_set(&chosen, Some(&domain.inside), &domain.closed)?;
         let cost = self.cost(&chosen);
-        Some(Plan { victims: chosen, placed, cost })
+        Some(Plan { victims: chosen, placed, cost, moved_to: Vec::new() })
     }
 
     fn cost(&self, set: &[usize]) -> u64 {
