@@ -39,8 +39,11 @@ pub fn run(report: &mut Report) {
     passes(report);
 }
 
-/// Shapes that the figures are about: name, nodes, GPUs a node, slice, level.
-const SHAPES: [(&str, u32, u32, Option<u32>, Option<&str>); 5] = [
+/// Name, nodes, GPUs a node, nodes of a slice in one leaf, level the whole lies in.
+type Shape = (&'static str, u32, u32, Option<u32>, Option<&'static str>);
+
+/// Shapes that the figures are about.
+const SHAPES: [Shape; 5] = [
     ("1 x 1", 1, 1, None, None),
     ("1 x 4", 1, 4, None, None),
     ("8 x 8 in one block", 8, 8, None, Some("block")),
@@ -302,7 +305,7 @@ fn passes(report: &mut Report) {
         world.push(Event::CheckpointReported { attempt: *attempt });
     }
     world.now = world.now.plus(Millis::from_secs(120));
-    let waiting: Vec<JobId> = world.cluster.jobs.queue().map(|j| j.id).collect();
+    let waiting: Vec<JobId> = world.cluster.jobs.in_order(world.now).collect();
     for job in waiting {
         world.push(Event::CancelRequested { job, by: user() });
     }

@@ -124,7 +124,7 @@ mod tests {
         let unknown = v1::Dependency { job_id: 1, kind: 0 };
         assert_eq!(after_from_wire(&[unknown]).unwrap_err().field, "after");
         let twice = Dependency { job: JobId(1), kind: DependencyKind::After };
-        assert!(check_after(&[twice.clone(), twice]).unwrap_err().message.contains("twice"));
+        assert!(check_after(&[twice, twice]).unwrap_err().message.contains("twice"));
     }
 
     #[test]
