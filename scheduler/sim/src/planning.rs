@@ -66,6 +66,8 @@ pub struct Planning {
     pub steps: u64,
     pub starts: u64,
     pub leaves: u64,
+    /// Somebody was asked to leave in the round at hand: promises of lower tiers may move for it.
+    somebody_leaves: bool,
 }
 
 impl Planning {
@@ -93,6 +95,7 @@ impl Planning {
             steps: 0,
             starts: 0,
             leaves: 0,
+            somebody_leaves: false,
         };
         world.begin();
         world

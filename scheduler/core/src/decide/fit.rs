@@ -186,8 +186,7 @@ impl<'a> Pass<'a> {
             quotas.take(&space, &kept.spec, &kept.taken);
             for taken in kept.taken.iter() {
                 // Part of it may be in use still, which is as good as taken.
-                let there = super::future::what_is_there(&space, taken);
-                space.take(&there);
+                super::future::take_what_is_there(&mut space, taken);
             }
         }
         self.views.insert(mask, View { space, quotas });

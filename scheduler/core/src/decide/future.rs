@@ -38,6 +38,22 @@ pub(super) fn what_is_there(space: &Space, taken: &Taken) -> Taken {
     there
 }
 
+/// Takes what is there of a place that is kept. Of a whole GPU that others share by now, what is
+/// left is taken as well: nobody may begin to share it who would still be there when it is due.
+pub(super) fn take_what_is_there(space: &mut Space, taken: &Taken) {
+    let there = what_is_there(space, taken);
+    space.take(&there);
+    let mut rest =
+        if taken.milli < tessera_model::WHOLE_GPU { 0 } else { taken.gpus & !there.gpus };
+    while rest != 0 {
+        let gpus = rest & rest.wrapping_neg();
+        rest &= !gpus;
+        if let Some(left) = space.shared.get(&(taken.node, gpus.trailing_zeros())).copied() {
+            space.take(&Taken { gpus, milli: left, cpus: 0, memory: 0, ..*taken });
+        }
+    }
+}
+
 impl Pass<'_> {
     /// What comes back when, as a job of `tier` may count on: those that have to leave for it leave
     /// in time. Earliest first.
@@ -252,8 +268,7 @@ impl<'e> Ahead<'e> {
 pub(super) fn without<T>(space: &mut Space, blocked: &[&Kept], ask: impl FnOnce(&Space) -> T) -> T {
     let mark = space.mark();
     for t in blocked.iter().flat_map(|k| k.taken.iter()) {
-        let there = what_is_there(space, t);
-        space.take(&there);
+        take_what_is_there(space, t);
     }
     let answer = ask(space);
     space.undo_to(mark);

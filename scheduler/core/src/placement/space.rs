@@ -172,13 +172,15 @@ impl Space {
         self.remember(taken);
         let i = taken.node as usize;
         if taken.milli < WHOLE_GPU && taken.gpus != 0 {
-            let bit = taken.gpus.trailing_zeros();
-            let left = self.shared.entry((taken.node, bit)).or_insert(WHOLE_GPU);
-            *left = left.saturating_sub(taken.milli);
-            let used_up = *left == 0;
-            if used_up {
-                self.shared.remove(&(taken.node, bit));
-            }
+            let key = (taken.node, taken.gpus.trailing_zeros());
+            // Where nothing is left there is no entry either; what is kept may be taken from under
+            // a job that is gone by then.
+            let whole = if self.free[i] & taken.gpus != 0 { WHOLE_GPU } else { 0 };
+            let left = self.shared.get(&key).copied().unwrap_or(whole);
+            match left.saturating_sub(taken.milli) {
+                0 => self.shared.remove(&key),
+                left => self.shared.insert(key, left),
+            };
         }
         self.free[i] &= !taken.gpus;
         self.cpus_free[i] = self.cpus_free[i].saturating_sub(taken.cpus);

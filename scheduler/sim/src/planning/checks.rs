@@ -66,7 +66,7 @@ impl Planning {
     ) {
         let excused = self.excuses.remove(&id).unwrap_or(false);
         let (Some(at), Some(before)) = (at, before) else { return };
-        if at > before.latest && !excused && self.leaves == 0 {
+        if at > before.latest && !excused && !self.somebody_leaves {
             let text = format!(
                 "job {id} was promised {} and now {at} ({cause:?}), though nothing was lost",
                 before.latest

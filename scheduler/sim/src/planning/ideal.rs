@@ -185,7 +185,9 @@ impl Planning {
         }
         // Promises are said first, also those that move for whom others leave in the same round.
         let leaves = |e: &&(Event, Option<Promise>)| matches!(e.0, Event::LeaveAsked { .. });
-        self.leaves += committed.iter().filter(leaves).count() as u64;
+        let asked = committed.iter().filter(leaves).count() as u64;
+        self.leaves += asked;
+        self.somebody_leaves = asked > 0;
         for (event, promised) in &committed {
             self.watch(event, *promised);
         }
